@@ -1,0 +1,93 @@
+# The names of the targets and what they are for: make help.
+
+MODULE := github.com/vault-wechat/vault-plugin-secrets-wechat
+PLUGIN := vault-plugin-secrets-wechat
+
+# Vault accepts a plugin's version only as semver: v1.2.3 at the tag, then
+# v1.2.3-4-gabcdef0. `make build VERSION=v1.2.3` sets another.
+VERSION := $(shell git describe --tags --match 'v[0-9]*.[0-9]*.[0-9]*' --dirty 2>/dev/null || echo v0.1.0-dev)
+
+# Executions of each fuzz target, some seconds' worth.
+FUZZ := 100000
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+##@ Use
+
+.PHONY: build
+build: ## Build the plugin: bin/vault-plugin-secrets-wechat
+# Without paths and VCS stamps, the same source and version give the same SHA-256.
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X $(MODULE).Version=$(VERSION)' -o bin/$(PLUGIN) ./cmd/$(PLUGIN)
+
+.PHONY: simulator
+simulator: ## Build the simulator of WeChat: bin/wechatsim
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o bin/wechatsim ./cmd/wechatsim
+
+.PHONY: dev
+dev: build simulator ## Try the plugin on a real Vault, until Ctrl-C
+	@scripts/dev.sh
+
+##@ Test
+
+.PHONY: test
+test: c-compiler format vet lint modules test-race fuzz e2e ## Everything; .ci/run runs exactly this
+
+.PHONY: test-unit
+test-unit: ## The quick loop: unit tests without the race detector
+	go test ./...
+
+.PHONY: test-race
+test-race: c-compiler
+	CGO_ENABLED=1 go test -race -shuffle=on ./...
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for a short while; FUZZ=1000000 for longer
+	scripts/fuzz.sh $(FUZZ)
+
+.PHONY: e2e
+e2e: build simulator ## End-to-end tests on a real Vault
+	vault=$$(scripts/vault.sh) && \
+	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+
+.PHONY: c-compiler
+c-compiler:
+	@cc=$$(go env CC) && command -v "$${cc%% *}" >/dev/null || { \
+		echo 'The race detector needs a C compiler: install gcc or clang. `make test-unit` and `make e2e` do without.' >&2; \
+		exit 1; \
+	}
+
+##@ Keep in order
+
+.PHONY: fmt
+fmt: ## Format the Go code
+	golangci_lint=$$(scripts/lint.sh) && "$$golangci_lint" fmt
+
+.PHONY: format
+format:
+	golangci_lint=$$(scripts/lint.sh) && "$$golangci_lint" fmt --diff
+
+.PHONY: lint
+lint: ## Run golangci-lint
+	golangci_lint=$$(scripts/lint.sh) && "$$golangci_lint" run
+
+.PHONY: vet
+vet:
+	go vet -tags e2e ./...
+
+.PHONY: modules
+modules:
+	go mod tidy -diff
+	go mod verify
+
+.PHONY: clean
+clean: ## Remove bin/
+	rm -rf bin
+
+.PHONY: clean-cache
+clean-cache: ## Remove the cached builds of Vault and golangci-lint, of every clone
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/vault-plugin-secrets-wechat"
+
+.PHONY: help
+help: ## Show this
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -1,0 +1,109 @@
+// Package wechat is a secrets engine for HashiCorp Vault that keeps WeChat's
+// stable access tokens: an operator writes an account's AppID and AppSecret
+// once, applications read its current token.
+package wechat
+
+import (
+	"context"
+	"strings"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// Version is the plugin's version, a semantic version with a leading v. The
+// build sets it.
+var Version = "v0.1.0-dev"
+
+const operationPrefix = "wechat"
+
+// backend is one mount of the engine.
+type backend struct {
+	*framework.Backend
+	keeper *keeper
+}
+
+// Factory makes a mount. Vault also calls it at registration, without storage,
+// so it only wires.
+func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
+	return newBackend(ctx, conf, &client{})
+}
+
+func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*backend, error) {
+	b := &backend{}
+	b.Backend = &framework.Backend{
+		Help:           strings.TrimSpace(backendHelp),
+		BackendType:    logical.TypeLogical,
+		RunningVersion: Version,
+		PathsSpecial: &logical.Paths{
+			SealWrapStorage: []string{configPrefix, tokenPrefix},
+			LocalStorage:    []string{framework.WALPrefix},
+		},
+		// The framework looks for the first pattern that matches: the hot path
+		// comes first.
+		Paths: framework.PathAppend(
+			b.tokenPaths(),
+			b.configPaths(),
+		),
+		InitializeFunc:    b.initialize,
+		PeriodicFunc:      b.tick,
+		WALRollback:       b.rollback,
+		WALRollbackMinAge: walMinAge,
+		Invalidate:        func(_ context.Context, key string) { b.keeper.invalidate(key) },
+		Clean:             func(context.Context) { b.keeper.stop() },
+	}
+	if err := b.Setup(ctx, conf); err != nil {
+		return nil, err
+	}
+	// All mounts of a plugin process share one logger.
+	b.keeper = newKeeper(b.Logger().With("mount", conf.BackendUUID), c, b.WriteSafeReplicationState)
+	return b, nil
+}
+
+// initialize starts the background where this node may write. Vault waits for
+// it while it unseals, so it returns at once, and it never fails.
+func (b *backend) initialize(_ context.Context, req *logical.InitializationRequest) error {
+	if b.WriteSafeReplicationState() {
+		b.keeper.start(req.Storage)
+	}
+	return nil
+}
+
+// tick is called by Vault once a minute, with locks held that stall seal and
+// reload: it only nudges the background.
+func (b *backend) tick(context.Context, *logical.Request) error {
+	b.keeper.schedule.fire()
+	return nil
+}
+
+// HandleExistenceCheck looks only at the path. The framework would validate the
+// fields here, and an error at this point reaches Vault's log and the audit
+// log with the value of the field.
+func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (bool, bool, error) {
+	bare := *req
+	bare.Data = nil
+	return b.Backend.HandleExistenceCheck(ctx, &bare)
+}
+
+// HandleRequest refuses fields of the wrong type before the framework does: its
+// message would hold their value.
+func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if len(req.Data) > 0 {
+		if path := b.Route(req.Path); path != nil {
+			if err := checkTypes(path.Fields, req.Data); err != nil {
+				return logical.ErrorResponse(err.Error()), nil
+			}
+		}
+	}
+	return b.Backend.HandleRequest(ctx, req)
+}
+
+const backendHelp = `
+The wechat secrets engine keeps the stable access tokens of WeChat accounts
+(service accounts, mini programs, mini games and Channels accounts).
+
+An operator writes an account's AppID and AppSecret once, to config/<name>.
+Applications read token/<name> and always get the account's current token: the
+engine asks WeChat for it, keeps it, and replaces it before it runs out. Nobody
+but Vault ever sees the AppSecret, and no two services fight for the token.
+`

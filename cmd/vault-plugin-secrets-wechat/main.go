@@ -1,0 +1,45 @@
+// Command vault-plugin-secrets-wechat is the plugin binary that Vault runs.
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/plugin"
+
+	wechat "github.com/vault-wechat/vault-plugin-secrets-wechat"
+)
+
+// parentCheck is how often the process looks whether Vault is still there.
+const parentCheck = time.Second
+
+func main() {
+	for _, arg := range os.Args[1:] {
+		switch arg {
+		case "-version", "--version", "-v", "version":
+			fmt.Println("vault-plugin-secrets-wechat", wechat.Version)
+			return
+		}
+	}
+	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: os.Stderr, JSONFormat: true})
+	go exitWithParent(logger, os.Getppid())
+	err := plugin.ServeMultiplex(&plugin.ServeOpts{BackendFactoryFunc: wechat.Factory, Logger: logger})
+	if err != nil {
+		logger.Error("the plugin cannot serve", "error", err)
+		os.Exit(1)
+	}
+}
+
+// exitWithParent ends the process when the parent it was started by is gone. A
+// Vault that is killed does not tell its plugins; without this the process
+// would stay, and go on calling WeChat for nobody.
+func exitWithParent(logger hclog.Logger, parent int) {
+	for range time.Tick(parentCheck) {
+		if os.Getppid() != parent {
+			logger.Warn("Vault is gone, the plugin ends")
+			os.Exit(1)
+		}
+	}
+}

@@ -1,0 +1,190 @@
+package wechatsim
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+)
+
+// ControlHelp documents the control over HTTP.
+const ControlHelp = `Control, with JSON bodies and durations like "90s", next to the platform's API:
+  PATCH  /_sim/accounts/{appid}         create the account or change the fields named: secret, lifetime,
+                                        overlap, allowed_ips, token_length, force_keeps_old, per_minute,
+                                        per_day, forced_per_day, forced_spacing
+  GET    /_sim/accounts/{appid}         its current access_token, and the calls' max_in_flight
+  POST   /_sim/accounts/{appid}/force   refresh by force, as somebody outside; answers the access_token
+  POST   /_sim/accounts/{appid}/expire  kill all its tokens
+  GET    /_sim/calls?appid={appid}      the stable_token calls so far; of all accounts without appid
+  POST   /_sim/check                    tell whether an access_token is accepted now: its appid, and an
+                                        errcode of 0 or 40001 replaced, 42001 expired, 40014 unknown
+  PUT    /_sim/latency                  set the latency of all answers
+  POST   /_sim/faults                   add a fault: kind, appid, mode (normal, forced), errcode, errmsg,
+                                        status, expires_in, hang, times; the kinds are errcode, status,
+                                        redirect, notjson, reset, hang, lost, truncate, oversize, notoken,
+                                        expires_in, sametoken
+  DELETE /_sim/faults                   remove all faults
+`
+
+// duration is a [time.Duration] that reads as text like "90s" in JSON.
+type duration time.Duration
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (d *duration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	*d = duration(parsed)
+	return err
+}
+
+func (s *Sim) controlRoutes() {
+	s.mux.HandleFunc("PATCH /_sim/accounts/{appid}", s.controlUpdate)
+	s.mux.HandleFunc("GET /_sim/accounts/{appid}", s.controlAccount)
+	s.mux.HandleFunc("POST /_sim/accounts/{appid}/force", s.controlForce)
+	s.mux.HandleFunc("POST /_sim/accounts/{appid}/expire", s.controlExpire)
+	s.mux.HandleFunc("GET /_sim/calls", s.controlCalls)
+	s.mux.HandleFunc("POST /_sim/check", s.controlCheck)
+	s.mux.HandleFunc("PUT /_sim/latency", s.controlLatency)
+	s.mux.HandleFunc("POST /_sim/faults", s.controlInject)
+	s.mux.HandleFunc("DELETE /_sim/faults", s.controlClearFaults)
+}
+
+func (s *Sim) controlUpdate(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody)) // before the lock is taken
+	if err != nil {
+		badRequest(w, err)
+		return
+	}
+	if err := s.patch(r.PathValue("appid"), body); err != nil {
+		badRequest(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// patch changes the settings that body names. A body that is wrong changes
+// nothing.
+func (s *Sim) patch(appid string, body []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var settings Account
+	if a, known := s.accounts[appid]; known {
+		settings = a.Account
+		settings.AllowedIPs = slices.Clone(a.AllowedIPs)
+	}
+	// The fields of the view hide those of the same name in Account, and write
+	// through to them.
+	err := decode(bytes.NewReader(body), &struct {
+		*Account
+		Lifetime      *duration `json:"lifetime"`
+		Overlap       *duration `json:"overlap"`
+		ForcedSpacing *duration `json:"forced_spacing"`
+	}{
+		&settings,
+		(*duration)(&settings.Lifetime),
+		(*duration)(&settings.Overlap),
+		(*duration)(&settings.ForcedSpacing),
+	})
+	if err == nil {
+		s.account(appid).Account = settings
+	}
+	return err
+}
+
+func (s *Sim) controlAccount(w http.ResponseWriter, r *http.Request) {
+	if appid, known := s.known(w, r); known {
+		writeJSON(w, http.StatusOK, map[string]any{
+			"access_token":  s.Current(appid),
+			"max_in_flight": s.MaxInFlight(appid),
+		})
+	}
+}
+
+func (s *Sim) controlForce(w http.ResponseWriter, r *http.Request) {
+	if appid, known := s.known(w, r); known {
+		writeJSON(w, http.StatusOK, map[string]string{"access_token": s.ForceOutside(appid)})
+	}
+}
+
+func (s *Sim) controlExpire(w http.ResponseWriter, r *http.Request) {
+	if appid, known := s.known(w, r); known {
+		s.ExpireAll(appid)
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+func (s *Sim) controlCalls(w http.ResponseWriter, r *http.Request) {
+	writeJSON(w, http.StatusOK, s.Calls(r.URL.Query().Get("appid")))
+}
+
+func (s *Sim) controlCheck(w http.ResponseWriter, r *http.Request) {
+	var body struct {
+		Token string `json:"access_token"`
+	}
+	if err := decode(r.Body, &body); err != nil {
+		badRequest(w, err)
+		return
+	}
+	appid, errcode := s.Check(body.Token)
+	writeJSON(w, http.StatusOK, map[string]any{"appid": appid, "errcode": errcode})
+}
+
+func (s *Sim) controlLatency(w http.ResponseWriter, r *http.Request) {
+	var body struct {
+		Latency duration `json:"latency"`
+	}
+	if err := decode(r.Body, &body); err != nil {
+		badRequest(w, err)
+		return
+	}
+	s.SetLatency(time.Duration(body.Latency))
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *Sim) controlInject(w http.ResponseWriter, r *http.Request) {
+	var f Fault
+	err := decode(r.Body, &struct {
+		*Fault
+		Hang *duration `json:"hang"` // hides Fault's, and writes through to it
+	}{&f, (*duration)(&f.Hang)})
+	if err == nil {
+		err = f.validate()
+	}
+	if err != nil {
+		badRequest(w, err)
+		return
+	}
+	s.Inject(f)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *Sim) controlClearFaults(w http.ResponseWriter, _ *http.Request) {
+	s.ClearFaults()
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// known returns the AppID that the path names; if there is no such account, it
+// answers the request.
+func (s *Sim) known(w http.ResponseWriter, r *http.Request) (appid string, known bool) {
+	appid = r.PathValue("appid")
+	s.mu.Lock()
+	_, known = s.accounts[appid]
+	s.mu.Unlock()
+	if !known {
+		writeJSON(w, http.StatusNotFound, map[string]string{"error": fmt.Sprintf("no account %q", appid)})
+	}
+	return appid, known
+}
+
+// decode reads one JSON value that has no field that v lacks.
+func decode(r io.Reader, v any) error {
+	d := json.NewDecoder(io.LimitReader(r, maxBody))
+	d.DisallowUnknownFields()
+	return d.Decode(v)
+}
+
+func badRequest(w http.ResponseWriter, err error) {
+	writeJSON(w, http.StatusBadRequest, map[string]string{"error": err.Error()})
+}

@@ -1,0 +1,578 @@
+package wechat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/logical"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	// storageTimeout bounds the storage operations that follow WeChat's answer:
+	// they outlive the request that caused them, so that no answer is lost.
+	storageTimeout = 30 * time.Second
+
+	// loaders is how many accounts are loaded at a time after a start.
+	loaders = 8
+
+	// reloadInterval is how often the background tries to load what storage
+	// did not give.
+	reloadInterval = 30 * time.Second
+
+	// startHoldOff is the time between a start and the first call from the
+	// background: Vault opens storage for writing only when all mounts are up.
+	startHoldOff = 2 * time.Second
+)
+
+// keeper keeps the tokens of one mount. It alone decides when WeChat is called,
+// and it alone writes a token.
+//
+// Whatever calls WeChat for an account, or writes to its storage, holds the
+// account's lock; so at most one call per account is in flight. Readers of a
+// token that is not due take no lock and touch no storage.
+type keeper struct {
+	log    hclog.Logger
+	client *client
+
+	// writable tells whether this node may write to storage; where it may not,
+	// it does not call WeChat either.
+	writable func() bool
+
+	// ctx ends when the mount does, and with it every call to WeChat.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	schedule *schedule
+	started  sync.Once
+	loaded   chan struct{} // closed when every account is in memory
+
+	mu      sync.RWMutex
+	tracked map[string]*tracked // guarded by mu
+}
+
+// tracked is an account in memory.
+type tracked struct {
+	name string
+
+	lock *semaphore.Weighted // held by whoever calls WeChat for it or writes its storage
+	gone bool                // guarded by lock: no longer in keeper.tracked
+
+	// unsure is set when storage failed in a way that leaves open what is in
+	// it: the background loads the account again. Guarded by lock.
+	unsure bool
+
+	// state is nil until it was loaded. It is stored under lock, and read
+	// without.
+	state atomic.Pointer[state]
+
+	// generation counts the changes that other nodes made in storage: a state
+	// of an older generation is stale, whenever it was stored.
+	generation atomic.Uint64
+
+	slot slot // the schedule's
+}
+
+// current returns what is known of the account, nil if it has to be loaded.
+func (t *tracked) current() *state {
+	st := t.state.Load()
+	if st == nil || st.generation != t.generation.Load() {
+		return nil
+	}
+	return st
+}
+
+func newKeeper(log hclog.Logger, c *client, writable func() bool) *keeper {
+	k := &keeper{log: log, client: c, writable: writable, loaded: make(chan struct{}), tracked: make(map[string]*tracked)}
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	k.schedule = newSchedule(func(t *tracked) bool { return t.current() != nil && t.current().failure != nil })
+	return k
+}
+
+// lookup returns the account if it is in memory, nil otherwise.
+func (k *keeper) lookup(name string) *tracked {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.tracked[name]
+}
+
+// acquire locks the account of this name, whether it is configured or not.
+// release has to follow.
+func (k *keeper) acquire(ctx context.Context, name string) (*tracked, error) {
+	for {
+		k.mu.Lock()
+		t := k.tracked[name]
+		if t == nil {
+			t = &tracked{name: name, lock: semaphore.NewWeighted(1)}
+			k.tracked[name] = t
+		}
+		k.mu.Unlock()
+		if err := t.lock.Acquire(ctx, 1); err != nil {
+			if t.lock.TryAcquire(1) {
+				k.release(t)
+			}
+			return nil, err
+		}
+		if !t.gone {
+			return t, nil
+		}
+		t.lock.Release(1)
+	}
+}
+
+// release unlocks the account, sets when the background looks at it next, and
+// forgets it if it is not configured: asking for names that are not there
+// leaves nothing behind.
+func (k *keeper) release(t *tracked) {
+	switch st := t.current(); {
+	case t.gone:
+	case st != nil:
+		k.schedule.set(t, st.wake())
+	case t.unsure:
+		k.schedule.set(t, wallClock().Add(reloadInterval))
+	default:
+		t.gone = true
+		k.schedule.set(t, time.Time{})
+		k.mu.Lock()
+		delete(k.tracked, t.name)
+		k.mu.Unlock()
+	}
+	t.lock.Release(1)
+}
+
+// load reads the account and its token from storage. The caller holds the lock.
+func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) error {
+	generation := t.generation.Load()
+	t.state.Store(nil)
+	acct, err := readAccount(ctx, s, t.name)
+	if err != nil {
+		return err
+	}
+	if acct == nil {
+		t.unsure = false
+		return nil
+	}
+	tok, err := readToken(ctx, s, t.name)
+	if err != nil {
+		return err
+	}
+	t.unsure = false
+	st := newState(acct, tok, rand.Float64()) //nolint:gosec // jitter needs no secrecy
+	st.generation = generation
+	t.state.Store(st)
+	return nil
+}
+
+// acquireLoaded is acquire for an account whose state is needed. The state is
+// nil if the account is not configured.
+func (k *keeper) acquireLoaded(ctx context.Context, s logical.Storage, name string) (*tracked, *state, error) {
+	t, err := k.acquire(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if t.current() == nil {
+		if err := k.load(ctx, s, t); err != nil {
+			k.release(t)
+			return nil, nil, err
+		}
+	}
+	return t, t.current(), nil
+}
+
+// read returns the account's state with a usable token, asking WeChat if that
+// is due. The state is nil if the account is not configured. An error from
+// WeChat is a *problem.
+func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (*state, error) {
+	if t := k.lookup(name); t != nil {
+		if st := t.current(); st != nil && st.settled(wallClock()) {
+			return st, nil
+		}
+	}
+	t, st, err := k.acquireLoaded(ctx, s, name)
+	if err != nil {
+		return nil, err
+	}
+	defer k.release(t)
+	now := wallClock()
+	switch {
+	case st == nil || st.settled(now):
+		return st, nil
+	case st.failure.holds(now):
+		return nil, st.failure.problem
+	case !k.writable():
+		return nil, logical.ErrReadOnly
+	}
+	if st, err = k.refresh(ctx, s, t, st); err != nil {
+		return nil, err
+	}
+	if st.usable(wallClock()) {
+		return st, nil
+	}
+	return nil, st.failure.problem
+}
+
+// refresh asks WeChat for the account's token, stores it if it is another one,
+// and remembers what came of it. The caller holds the lock.
+func (k *keeper) refresh(ctx context.Context, s logical.Storage, t *tracked, st *state) (*state, error) {
+	ctx, cancel := outlive(ctx)
+	defer cancel()
+	acct, err := readAccount(ctx, s, t.name)
+	if err == nil && (acct == nil || acct.ID != st.accountID) {
+		// Another node changed it under this one's feet.
+		t.state.Store(nil)
+		return nil, fmt.Errorf("the configuration of account %q changed meanwhile: try again", t.name)
+	}
+	var g *grant
+	var tok *token
+	if err == nil {
+		if g, err = k.ask(acct.endpoint()); err == nil {
+			tok = g.adopt(st.token, acct.ID)
+			err = k.store(ctx, s, t.name, st.token, tok)
+		}
+	}
+	if k.ctx.Err() != nil {
+		return nil, errUnmounted
+	}
+	if err != nil {
+		p := asProblem(err)
+		st = st.failed(p, wallClock(), syncJitter())
+		k.log.Warn("no token from WeChat", "account", t.name, "appid", st.appID, "class", string(p.class),
+			"errcode", p.errcode, "rid", p.rid, "failures", st.failure.count, "next_attempt", st.failure.next.UTC().Format(time.RFC3339), "message", p.message())
+	} else {
+		if st.failure != nil || st.token == nil || st.token.AccessToken != tok.AccessToken {
+			k.log.Debug("token from WeChat", "account", t.name, "appid", st.appID, "expire_time", tok.ExpireTime.Format(time.RFC3339))
+		}
+		st = st.succeeded(g, tok, syncJitter())
+	}
+	t.state.Store(st)
+	return st, nil
+}
+
+var errUnmounted = errors.New("the mount is being closed")
+
+// ask makes one normal call. A token that is about to end is no answer.
+func (k *keeper) ask(e endpoint) (*grant, error) {
+	g, err := k.client.stableToken(k.ctx, e, false)
+	if err == nil && g.lifetime < minTTL {
+		return nil, &problem{rule: ruleAnswer, detail: fmt.Sprintf("the token it holds ends in %s", g.lifetime)}
+	}
+	return g, err
+}
+
+// store writes the token unless it is the stored one.
+func (k *keeper) store(ctx context.Context, s logical.Storage, name string, stored, t *token) error {
+	if stored != nil && *stored == *t {
+		return nil
+	}
+	return writeEntry(ctx, s, tokenPrefix+name, t)
+}
+
+// asProblem is err as it is remembered. What is not a problem with WeChat is
+// one with storage.
+func asProblem(err error) *problem {
+	var p *problem
+	if errors.As(err, &p) {
+		return p
+	}
+	return &problem{rule: ruleStorage, detail: truncate(err.Error())}
+}
+
+// syncJitter is the part of sync_interval until the next comparison.
+func syncJitter() float64 { return 0.9 + 0.1*rand.Float64() } //nolint:gosec // jitter needs no secrecy
+
+// outlive detaches ctx from the request: what was begun with WeChat is finished
+// even if the caller goes away.
+func outlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), storageTimeout+30*time.Second)
+}
+
+// tend does what is due for an account, from the background.
+func (k *keeper) tend(s logical.Storage, t *tracked) {
+	if !t.lock.TryAcquire(1) {
+		return // whoever holds it sets the schedule
+	}
+	defer k.release(t)
+	if t.gone {
+		return
+	}
+	st := t.current()
+	if st == nil {
+		k.reload(k.ctx, s, t)
+		return
+	}
+	if at := st.wake(); at.IsZero() || wallClock().Before(at) {
+		return
+	}
+	// Its error is in the state, or the account is no longer there.
+	_, _ = k.refresh(k.ctx, s, t, st)
+}
+
+// configure creates or changes an account. update makes the new configuration
+// of the old, which is nil where there is none; with verify WeChat has to
+// accept it before anything is stored. An error from WeChat is a *problem.
+//
+// What makes the account another one takes several writes. The configuration
+// is the one that counts: until it is written the whole old state holds, after
+// it the old token names another account and is never served. A write-ahead
+// log entry sees to it that such a token is also removed.
+func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, verify bool, update func(*account) (*account, error)) error {
+	t, st, err := k.acquireLoaded(ctx, s, name)
+	if err != nil {
+		return err
+	}
+	defer k.release(t)
+	generation := t.generation.Load()
+	ctx, cancel := outlive(ctx)
+	defer cancel()
+	old, err := readAccount(ctx, s, name)
+	if err != nil {
+		return err
+	}
+	acct, err := update(old)
+	if err != nil {
+		return err
+	}
+	stored, err := readToken(ctx, s, name)
+	if err != nil {
+		return err
+	}
+	var g *grant
+	tok := stored
+	if verify {
+		if g, err = k.ask(acct.endpoint()); err != nil {
+			return err
+		}
+		tok = g.adopt(stored, acct.ID)
+	} else if stored != nil && stored.AccountID != acct.ID {
+		tok = nil
+	}
+
+	if old != nil && old.ID == acct.ID {
+		err = k.storeSame(ctx, s, name, acct, stored, tok)
+	} else {
+		err = k.storeOther(ctx, s, name, acct, stored, tok)
+	}
+	if err != nil {
+		k.reload(ctx, s, t)
+		return err
+	}
+	next := newState(acct, tok, syncJitter())
+	if st != nil && st.accountID == acct.ID {
+		next = st.reconfigured(acct, syncJitter())
+	}
+	if g != nil {
+		next = next.succeeded(g, tok, syncJitter())
+	}
+	next.generation = generation
+	t.state.Store(next)
+	return nil
+}
+
+// storeSame stores an account that stays the same one. Each of its writes
+// leaves storage right, so none has to be undone.
+func (k *keeper) storeSame(ctx context.Context, s logical.Storage, name string, acct *account, stored, tok *token) error {
+	if tok != nil {
+		if err := k.store(ctx, s, name, stored, tok); err != nil {
+			return err
+		}
+	}
+	return writeAccount(ctx, s, name, acct)
+}
+
+// storeOther stores an account that is new, or another one than before.
+func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string, acct *account, stored, tok *token) error {
+	done, err := k.beginChange(ctx, s, name)
+	if err != nil {
+		return err
+	}
+	if err := writeAccount(ctx, s, name, acct); err != nil {
+		return err
+	}
+	if tok != nil {
+		err = writeEntry(ctx, s, tokenPrefix+name, tok)
+	} else if stored != nil {
+		err = s.Delete(ctx, tokenPrefix+name)
+	}
+	if err != nil {
+		return err
+	}
+	done()
+	return nil
+}
+
+// remove deletes an account, its configuration first: without that nothing else
+// counts, and what is left of it is removed by the write-ahead log.
+func (k *keeper) remove(ctx context.Context, s logical.Storage, name string) error {
+	t, err := k.acquire(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer k.release(t)
+	ctx, cancel := outlive(ctx)
+	defer cancel()
+	if err := k.removeStored(ctx, s, name); err != nil {
+		k.reload(ctx, s, t)
+		return err
+	}
+	t.state.Store(nil)
+	return nil
+}
+
+func (k *keeper) removeStored(ctx context.Context, s logical.Storage, name string) error {
+	acct, err := s.Get(ctx, configPrefix+name)
+	if err != nil {
+		return err
+	}
+	tok, err := s.Get(ctx, tokenPrefix+name)
+	if err != nil {
+		return err
+	}
+	if acct == nil && tok == nil {
+		return nil
+	}
+	done, err := k.beginChange(ctx, s, name)
+	if err != nil {
+		return err
+	}
+	if err := s.Delete(ctx, configPrefix+name); err != nil {
+		return err
+	}
+	if err := s.Delete(ctx, tokenPrefix+name); err != nil {
+		return err
+	}
+	done()
+	return nil
+}
+
+// reconcile removes what an unfinished change left in storage: a token without
+// its configuration, or of an account that this name no longer stands for. It
+// looks only at what is there, so it may run at any time and any number of
+// times.
+func (k *keeper) reconcile(ctx context.Context, s logical.Storage, name string) error {
+	t, err := k.acquire(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer k.release(t)
+	tok, err := readToken(ctx, s, name)
+	if err != nil || tok == nil {
+		return err
+	}
+	acct, err := readAccount(ctx, s, name)
+	if err != nil || acct != nil && acct.ID == tok.AccountID {
+		return err
+	}
+	k.log.Info("removing the token that an unfinished change left behind", "account", name)
+	return s.Delete(ctx, tokenPrefix+name)
+}
+
+// reload brings memory in line with storage after a write failed. If storage
+// cannot be read either, the background tries again.
+func (k *keeper) reload(ctx context.Context, s logical.Storage, t *tracked) {
+	if err := k.load(ctx, s, t); err != nil {
+		t.unsure = true
+		k.log.Error("the account cannot be read from storage", "account", t.name, "error", err)
+	}
+}
+
+// twins returns the other accounts with the same appid that are in memory,
+// sorted.
+func (k *keeper) twins(name, appID string) []string {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	var others []string
+	for _, t := range k.tracked {
+		if st := t.current(); t.name != name && st != nil && st.appID == appID {
+			others = append(others, t.name)
+		}
+	}
+	slices.Sort(others)
+	return others
+}
+
+// invalidate forgets what another node changed in storage. It may be called
+// while the account is being loaded.
+func (k *keeper) invalidate(key string) {
+	for _, prefix := range []string{configPrefix, tokenPrefix} {
+		if name, ok := strings.CutPrefix(key, prefix); ok {
+			if t := k.lookup(name); t != nil {
+				t.generation.Add(1)
+			}
+		}
+	}
+}
+
+// start begins the work in the background: it loads all accounts, so that their
+// tokens are replaced without any reader, and then wakes them when they are
+// due. It returns at once; a second call does nothing.
+func (k *keeper) start(s logical.Storage) {
+	k.started.Do(func() {
+		holdOff := wallClock().Add(startHoldOff)
+		k.schedule.busy.Go(func() {
+			k.loadAll(s)
+			close(k.loaded)
+			k.schedule.start(holdOff, func(t *tracked) { k.tend(s, t) })
+		})
+	})
+}
+
+// stop ends the work in the background and every call to WeChat. It does not
+// wait for them.
+func (k *keeper) stop() {
+	k.cancel()
+	k.schedule.stop()
+	k.client.close()
+}
+
+// loadAll brings every account into memory. It goes on until storage has given
+// the list of them, or the mount is closed.
+func (k *keeper) loadAll(s logical.Storage) {
+	var all []string
+	for n := 1; ; n++ {
+		var err error
+		if all, err = logical.CollectKeys(k.ctx, logical.NewStorageView(s, configPrefix)); err == nil {
+			break
+		}
+		if k.ctx.Err() == nil {
+			k.log.Error("the accounts cannot be listed", "error", err)
+		}
+		select {
+		case <-k.ctx.Done():
+			return
+		case <-time.After(backoffTransient.after(n)):
+		}
+	}
+	var group errgroup.Group
+	group.SetLimit(loaders)
+	for _, name := range all {
+		if k.ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			k.loadOne(s, name)
+			return nil
+		})
+	}
+	_ = group.Wait() // no error is returned
+	k.log.Debug("accounts loaded", "accounts", len(all))
+}
+
+func (k *keeper) loadOne(s logical.Storage, name string) {
+	t, err := k.acquire(k.ctx, name)
+	if err != nil {
+		return
+	}
+	defer k.release(t)
+	if t.current() == nil {
+		k.reload(k.ctx, s, t)
+	}
+}

@@ -1,0 +1,217 @@
+package wechat
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// twinsTimeout bounds how long a write waits for the accounts to be loaded
+// after a start, to name those that share its appid.
+const twinsTimeout = 5 * time.Second
+
+// configFields are the fields of an account, README's table in code.
+var configFields = map[string]*framework.FieldSchema{
+	"appid": {
+		Type:         framework.TypeString,
+		Description:  "The account's AppID, in the case that its console shows. Required to create.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "AppID"},
+	},
+	"secret": {
+		Type:         framework.TypeString,
+		Description:  "The account's AppSecret. Required to create, and to change base_url, proxy_url or ca_pem. Never read back.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "AppSecret", Sensitive: true},
+	},
+	"base_url": {
+		Type:         framework.TypeString,
+		Default:      defaultBaseURL,
+		Description:  "Where WeChat is: https; http to a loopback address only.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Base URL", Group: "Network"},
+	},
+	"proxy_url": {
+		Type:         framework.TypeString,
+		Description:  "The egress proxy of this account: http, https or socks5. A user and password in it are never read back. Without it the proxy variables of the plugin's environment hold.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Proxy URL", Sensitive: true, Group: "Network"},
+	},
+	"ca_pem": {
+		Type:         framework.TypeString,
+		Description:  "Root certificates for base_url besides the system's, in PEM.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "CA certificates", EditType: "textarea", Group: "Network"},
+	},
+	"request_timeout": {
+		Type:         framework.TypeDurationSecond,
+		Default:      int(defaultRequestTimeout / time.Second),
+		Description:  "How long one call to WeChat may take: 1s to 30s.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Request timeout", Group: "Network"},
+	},
+	"sync_interval": {
+		Type:         framework.TypeDurationSecond,
+		Default:      int(defaultSyncInterval / time.Second),
+		Description:  "How often the token is compared with WeChat's while nothing is due: at least 1m, or 0 for never.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Sync interval"},
+	},
+	"max_ttl": {
+		Type:         framework.TypeDurationSecond,
+		Default:      int(defaultMaxTTL / time.Second),
+		Description:  "Cap on the ttl that readers of the token are told: at least 10s, or 0 for none. A token replaced by force reaches them within it.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Maximum TTL"},
+	},
+	"verify": {
+		Type:         framework.TypeBool,
+		Default:      true,
+		Description:  "Try the credentials against WeChat before anything is stored. Not stored itself.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Verify"},
+	},
+}
+
+// configResponse is what a read answers with: secret and verify are not in it.
+var configResponse = func() map[string]*framework.FieldSchema {
+	fields := map[string]*framework.FieldSchema{
+		"secret_set_time": {Type: framework.TypeString, Description: "When the secret was written last, RFC 3339 in UTC."},
+	}
+	for name, schema := range configFields {
+		if name != "secret" && name != "verify" {
+			fields[name] = schema
+		}
+	}
+	return fields
+}()
+
+func (b *backend) configPaths() []*framework.Path {
+	operation := func(callback framework.OperationFunc, verb, summary string, responses map[int][]framework.Response) *framework.PathOperation {
+		return &framework.PathOperation{
+			Callback:     callback,
+			Summary:      summary,
+			Responses:    responses,
+			DisplayAttrs: &framework.DisplayAttributes{OperationVerb: verb, OperationSuffix: "account"},
+			// What writes, and calls WeChat, is the active node's to do.
+			ForwardPerformanceStandby:   verb != "read",
+			ForwardPerformanceSecondary: verb != "read",
+		}
+	}
+	none := map[int][]framework.Response{http.StatusNoContent: {{Description: "Done"}}}
+	write := operation(b.writeConfig, "configure", "Create or change an account.", none)
+	return b.paths(accountPath{
+		prefix:      configPrefix,
+		noun:        "accounts",
+		synopsis:    "The configuration of an account: its AppID and AppSecret.",
+		description: configHelp,
+		fields:      configFields,
+		exists:      b.configExists,
+		operations: map[logical.Operation]framework.OperationHandler{
+			logical.CreateOperation: write,
+			logical.UpdateOperation: write,
+			logical.ReadOperation: operation(b.readConfig, "read", "Read an account's configuration, without its secret.",
+				map[int][]framework.Response{http.StatusOK: {{Description: "The configuration", Fields: configResponse}}}),
+			logical.DeleteOperation: operation(b.deleteConfig, "delete", "Delete an account with its token.", none),
+		},
+	})
+}
+
+func (b *backend) configExists(ctx context.Context, req *logical.Request, data *framework.FieldData) (bool, error) {
+	name, err := accountName(data)
+	if err != nil {
+		return false, nil //nolint:nilerr // the write itself is answered with the rule
+	}
+	acct, err := readAccount(ctx, req.Storage, name)
+	return acct != nil, err
+}
+
+func (b *backend) readConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := accountName(data)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	acct, err := readAccount(ctx, req.Storage, name)
+	if err != nil || acct == nil {
+		return nil, err
+	}
+	return &logical.Response{Data: acct.fields()}, nil
+}
+
+func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := accountName(data)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	var acct *account
+	var invalid error
+	verify := data.Get("verify").(bool) && names(data, "appid", "secret", "base_url", "proxy_url", "ca_pem")
+	err = b.keeper.configure(ctx, req.Storage, name, verify, func(old *account) (*account, error) {
+		acct, invalid = old.update(data)
+		return acct, invalid
+	})
+	if invalid != nil {
+		return logical.ErrorResponse(invalid.Error()), nil
+	}
+	if err != nil {
+		return failureResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(err))
+	}
+	resp := &logical.Response{}
+	b.warnOfTwins(ctx, resp, name, acct.AppID)
+	if len(resp.Warnings) == 0 {
+		return nil, nil
+	}
+	return resp, nil
+}
+
+// withVerifyHint tells, where the credentials could not be tried, how to store
+// them all the same.
+func withVerifyHint(err error) error {
+	p, ok := err.(*problem) //nolint:errorlint // the keeper returns it bare
+	if !ok || p.status != http.StatusBadGateway {
+		return err
+	}
+	hinted := *p
+	hinted.advice += ", or write with verify=false to store the account without trying it"
+	return &hinted
+}
+
+// warnOfTwins adds a warning that names the mount's other accounts with the
+// same appid.
+func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name, appID string) {
+	timeout := time.NewTimer(twinsTimeout)
+	defer timeout.Stop()
+	select {
+	case <-b.keeper.loaded:
+	case <-ctx.Done():
+	case <-timeout.C:
+		resp.AddWarning("Not all accounts of this mount are loaded yet, so others with the same appid may not be named.")
+	}
+	if others := b.keeper.twins(name, appID); len(others) > 0 {
+		resp.AddWarning(fmt.Sprintf("Other accounts of this mount have the same appid: %s. They share WeChat's token: a forced refresh of one replaces the token of all.", strings.Join(others, ", ")))
+	}
+}
+
+func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := accountName(data)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	return nil, b.keeper.remove(ctx, req.Storage, name)
+}
+
+const configHelp = `
+Writing config/<name> creates an account, or changes the fields that the write
+names. A new account needs "appid" and "secret":
+
+    $ vault write wechat/config/myapp appid=wx0123456789abcdef secret=-
+
+With "-" the secret is read from standard input, so that it appears neither in
+the shell's history nor in the process list. It is never read back.
+
+The credentials are tried against WeChat before anything is stored. If WeChat
+refuses them the answer says why, and nothing changes; if WeChat cannot be
+reached, verify=false stores them all the same.
+
+A change of base_url, proxy_url or ca_pem needs "secret" in the same write: they
+decide where the secret is sent. Changing appid or base_url drops the account's
+token at once; changing only the secret keeps it.
+
+Deleting config/<name> removes the account and its token.
+`

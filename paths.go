@@ -1,0 +1,148 @@
+package wechat
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/hashicorp/go-secure-stdlib/parseutil"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// accountPath is what the paths of one area, such as config/ or token/, have of
+// their own.
+type accountPath struct {
+	prefix      string // with a trailing slash
+	noun        string // what the area holds of each account, for OpenAPI
+	synopsis    string
+	description string
+	fields      map[string]*framework.FieldSchema // besides the name
+	operations  map[logical.Operation]framework.OperationHandler
+	exists      framework.ExistenceFunc
+}
+
+// paths makes the framework's paths of an area: its accounts, and the lists of
+// them at every level. The pattern takes every name, so that a wrong one is
+// answered with the rule instead of "unsupported path".
+func (b *backend) paths(area accountPath) []*framework.Path {
+	list := func(suffix string) *framework.PathOperation {
+		return &framework.PathOperation{
+			Callback: b.listAccounts,
+			Summary:  "List the accounts.",
+			DisplayAttrs: &framework.DisplayAttributes{
+				OperationVerb: "list", OperationSuffix: area.noun + suffix,
+			},
+			Responses: map[int][]framework.Response{
+				http.StatusOK: {{Description: "The names, and with a trailing slash the levels below", Fields: map[string]*framework.FieldSchema{
+					"keys": {Type: framework.TypeStringSlice, Description: "Names and levels."},
+				}}},
+			},
+		}
+	}
+	item := &framework.Path{
+		Pattern: area.prefix + `(?P<name>[\s\S]+)`,
+		Fields: map[string]*framework.FieldSchema{
+			"name": {Type: framework.TypeString, Description: "The account's name: " + nameRule + ".", Required: true},
+		},
+		Operations:      map[logical.Operation]framework.OperationHandler{logical.ListOperation: list("-below")},
+		ExistenceCheck:  area.exists,
+		HelpSynopsis:    area.synopsis,
+		HelpDescription: area.description,
+		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix, ItemType: "Account"},
+	}
+	for name, schema := range area.fields {
+		item.Fields[name] = schema
+	}
+	for op, handler := range area.operations {
+		item.Operations[op] = handler
+	}
+	return []*framework.Path{item, {
+		Pattern:         area.prefix + "?$",
+		Operations:      map[logical.Operation]framework.OperationHandler{logical.ListOperation: list("")},
+		HelpSynopsis:    "List the accounts of this mount.",
+		HelpDescription: listHelp,
+		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+	}}
+}
+
+// accountName returns the name in the request's path.
+func accountName(data *framework.FieldData) (string, error) {
+	name := data.Get("name").(string)
+	return name, checkName(name)
+}
+
+// listAccounts lists one level of the accounts, whatever the area.
+func (b *backend) listAccounts(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	level := ""
+	if name, ok := data.Raw["name"].(string); ok {
+		level = strings.TrimSuffix(name, "/")
+		if err := checkName(level); err != nil {
+			return logical.ErrorResponse(err.Error()), nil
+		}
+		level += "/"
+	}
+	keys, err := req.Storage.List(ctx, configPrefix+level)
+	if err != nil {
+		return nil, err
+	}
+	return logical.ListResponse(keys), nil
+}
+
+// unknownAccount is the answer where a name is not configured.
+func unknownAccount(req *logical.Request, name string) *logical.Response {
+	return logical.ErrorResponse("no account %q is configured: write its appid and secret to %sconfig/%s", name, req.MountPoint, name)
+}
+
+// failureResponse is the answer to a request that ended in err, by the status
+// of what went wrong with WeChat, its text after the given words. Any other
+// error is passed on as it is: Vault recognises some of its own.
+func failureResponse(words string, err error) (*logical.Response, error) {
+	var p *problem
+	if !errors.As(err, &p) {
+		return nil, err
+	}
+	text := words + ": " + p.Error()
+	if p.status == http.StatusBadRequest {
+		return logical.ErrorResponse(text), nil
+	}
+	return nil, logical.CodedError(p.status, text)
+}
+
+// checkTypes reports the first field that data holds in another type than its
+// schema has. Unlike the framework's own check it never shows a value.
+func checkTypes(schema map[string]*framework.FieldSchema, data map[string]any) error {
+	for field, value := range data {
+		s := schema[field]
+		if s == nil {
+			continue
+		}
+		switch s.Type {
+		case framework.TypeString:
+			switch value.(type) {
+			case string, json.Number:
+			default:
+				return fmt.Errorf("%s must be a string", field)
+			}
+		case framework.TypeBool:
+			if _, err := parseutil.ParseBool(value); err != nil {
+				return fmt.Errorf("%s must be true or false", field)
+			}
+		case framework.TypeDurationSecond:
+			if _, err := wholeSeconds(value); err != nil {
+				return fmt.Errorf("%s must be a whole number of seconds, or a duration like 90s or 5m, and not negative", field)
+			}
+		default:
+			return fmt.Errorf("%s cannot be checked", field) // a field type that this function does not know yet
+		}
+	}
+	return nil
+}
+
+const listHelp = `
+The answer holds the names of one level. A key with a trailing slash is a level
+of its own: LIST it to see the names below.
+`

@@ -1,0 +1,237 @@
+package wechat
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const (
+	tokenPrefix = "token/"
+
+	// refreshMargin is how much of its life a token has left when it is due. A
+	// normal call within the last 300 s is answered with a new token; the 10 s
+	// between are for clocks that differ.
+	refreshMargin = 290 * time.Second
+
+	// rotationPeriod is the usual life of a token in the cache.
+	rotationPeriod = maxLifetime - refreshMargin
+
+	// settleTime is the least time from one answer to the next call for the
+	// same account while nothing is wrong: a lifetime of 300 s or less, the
+	// least that WeChat documents, must not make every read a call.
+	settleTime = 10 * time.Second
+
+	// minTTL is the least ttl that a reader is told. A token with less than
+	// this left counts as ended.
+	minTTL = 5 * time.Second
+
+	// retryTTL is the ttl of a token that is due but could not be replaced.
+	retryTTL = 10 * time.Second
+)
+
+// token is an access token as it is stored. The stored times are constant for
+// one token.
+type token struct {
+	Version     int       `json:"version"`
+	AccountID   string    `json:"account_id"` // the account.ID it belongs to
+	AccessToken string    `json:"access_token"`
+	RotatedAt   time.Time `json:"last_vault_rotation"` // when it was asked for first, in milliseconds
+	ExpireTime  time.Time `json:"expire_time"`         // in whole seconds, never after its real end
+}
+
+// adopt turns an answer into the token to keep. If WeChat handed out the token
+// that the engine already has, its times stay as they are, but for an end that
+// this machine's clock has passed and WeChat's has not.
+func (g *grant) adopt(old *token, accountID string) *token {
+	t := &token{
+		Version: schemaVersion, AccountID: accountID, AccessToken: g.token,
+		RotatedAt:  g.asked.UTC().Truncate(time.Millisecond),
+		ExpireTime: g.end().UTC().Truncate(time.Second),
+	}
+	switch {
+	case old == nil:
+	case old.AccessToken == g.token:
+		t.RotatedAt = old.RotatedAt
+		if old.ExpireTime.Sub(g.answered) >= minTTL {
+			t.ExpireTime = old.ExpireTime
+		}
+	case t.RotatedAt.Equal(old.RotatedAt):
+		// Another token never has the same time, however fast they follow.
+		t.RotatedAt = t.RotatedAt.Add(time.Millisecond)
+	}
+	return t
+}
+
+// end is the earliest moment at which the token can end, by this answer.
+func (g *grant) end() time.Time { return g.asked.Add(g.lifetime) }
+
+// dueAt returns when a token is to be replaced of which lifetime was left at
+// asked.
+func dueAt(asked time.Time, lifetime time.Duration) time.Time {
+	return asked.Add(max(lifetime-refreshMargin, min(settleTime, lifetime/2)))
+}
+
+// state is what is known of one account in memory. It is replaced whole, never
+// changed, so that readers take no lock.
+type state struct {
+	// From the configuration.
+	accountID    string
+	appID        string
+	maxTTL       time.Duration // 0: no cap
+	syncInterval time.Duration // 0: off
+
+	token *token    // nil: none was ever fetched
+	end   time.Time // the token's end: its expire time, or earlier if WeChat said so since
+	due   time.Time // when the token is to be replaced
+	sync  time.Time // when it is to be compared with WeChat's, zero if never
+
+	failure     *failure  // the last attempt, if it failed
+	lastSuccess time.Time // of a call, since the plugin started
+
+	generation uint64 // of the storage this was read from, see tracked
+}
+
+// failure is what is remembered of the attempts that failed since the last one
+// that did not.
+type failure struct {
+	*problem
+	at    time.Time
+	next  time.Time // no attempt before this
+	count int       // failures in a row
+	run   int       // of them, the latest of the same class
+}
+
+// newState is what storage tells of an account. The first comparison with
+// WeChat is spread over the interval by jitter, from 0 to 1.
+func newState(acct *account, t *token, jitter float64) *state {
+	st := &state{accountID: acct.ID, appID: acct.AppID, maxTTL: acct.MaxTTL, syncInterval: acct.SyncInterval}
+	if t != nil && t.AccountID == acct.ID {
+		st.token, st.end = t, t.ExpireTime
+		st.due = dueAt(t.RotatedAt, t.ExpireTime.Sub(t.RotatedAt))
+		st.scheduleSync(wallClock(), jitter)
+	}
+	return st
+}
+
+// reconfigured is the state after a change of the configuration that leaves the
+// account the same one. What failed before is forgotten.
+func (st *state) reconfigured(acct *account, jitter float64) *state {
+	next := *st
+	next.maxTTL, next.syncInterval, next.failure = acct.MaxTTL, acct.SyncInterval, nil
+	next.scheduleSync(wallClock(), jitter)
+	return &next
+}
+
+// scheduleSync sets the next comparison. Accounts that were loaded together
+// drift apart by up to a tenth of their interval each time.
+func (st *state) scheduleSync(now time.Time, fraction float64) {
+	st.sync = time.Time{}
+	if st.syncInterval > 0 {
+		st.sync = now.Add(time.Duration(float64(st.syncInterval) * fraction))
+	}
+}
+
+// usable reports whether the token may be handed out.
+func (st *state) usable(now time.Time) bool {
+	return st.token != nil && st.end.Sub(now) >= minTTL
+}
+
+// settled reports whether a read is answered from memory: with a token that is
+// not due, or with one that could not be replaced since it is due and on which
+// the background keeps trying.
+func (st *state) settled(now time.Time) bool {
+	if !st.usable(now) {
+		return false
+	}
+	return now.Before(st.due) || st.failure.holds(now) || st.overdue(now)
+}
+
+// overdue reports whether the token is due and the last attempt to replace it
+// failed.
+func (st *state) overdue(now time.Time) bool {
+	return !now.Before(st.due) && st.failure != nil && !st.failure.at.Before(st.due)
+}
+
+// holds reports whether it is too early for another attempt.
+func (f *failure) holds(now time.Time) bool { return f != nil && now.Before(f.next) }
+
+// ttl returns after how many seconds the token should be read again.
+func (st *state) ttl(now time.Time) int64 {
+	ttl := retryTTL
+	if now.Before(st.due) {
+		ttl = st.due.Sub(now)
+	}
+	if st.maxTTL > 0 {
+		ttl = min(ttl, st.maxTTL)
+	}
+	ttl = min(max(ttl, minTTL), st.end.Sub(now))
+	return int64(ttl / time.Second)
+}
+
+// wake returns when the background has to look at the account, zero if never:
+// an account whose token nobody has read yet is left alone.
+func (st *state) wake() time.Time {
+	if st.token == nil {
+		return time.Time{}
+	}
+	at := st.due
+	if !st.sync.IsZero() && st.sync.Before(at) {
+		at = st.sync
+	}
+	if st.failure != nil && at.Before(st.failure.next) {
+		at = st.failure.next
+	}
+	return at
+}
+
+// succeeded is the state after an answer from WeChat, t being the token that
+// was made of it.
+func (st *state) succeeded(g *grant, t *token, jitter float64) *state {
+	next := *st
+	next.failure, next.lastSuccess = nil, g.answered
+	next.scheduleSync(g.answered, jitter)
+	// The answer tells the end to within the time it took and a second.
+	shortened := g.answered.Add(g.lifetime + time.Second).Before(st.end)
+	switch {
+	case st.token == nil || st.token.AccessToken != t.AccessToken:
+		next.end, next.due = t.ExpireTime, dueAt(g.asked, g.lifetime)
+	case shortened, g.end().After(st.end):
+		next.end = g.end()
+		if t.ExpireTime.Before(next.end) {
+			next.end = t.ExpireTime
+		}
+	}
+	if shortened || !g.asked.Before(next.due) {
+		next.due = dueAt(g.asked, g.lifetime)
+	}
+	next.token = t
+	return &next
+}
+
+// failed is the state after an attempt that ended in p.
+func (st *state) failed(p *problem, now time.Time, jitter float64) *state {
+	next := *st
+	f := &failure{problem: p, at: now, count: 1, run: 1}
+	if last := st.failure; last != nil {
+		f.count = last.count + 1
+		if last.class == p.class {
+			f.run = last.run + 1
+		}
+	}
+	f.next = now.Add(p.backoff.after(f.run))
+	next.failure = f
+	next.scheduleSync(now, jitter)
+	return &next
+}
+
+// readToken returns the stored token, nil if there is none.
+func readToken(ctx context.Context, s logical.Storage, name string) (*token, error) {
+	t := &token{}
+	found, err := readEntry(ctx, s, tokenPrefix+name, t, &t.Version)
+	if err != nil || !found {
+		return nil, err
+	}
+	return t, nil
+}

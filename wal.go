@@ -1,0 +1,69 @@
+package wechat
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const (
+	// walChange is the kind of the entries that guard a change of an account
+	// that takes several writes: its creation, its becoming another account,
+	// and its deletion.
+	walChange = "change"
+
+	// walMinAge is the age at which Vault hands an entry to rollback. It only
+	// spares work: rollback waits for the account's lock, so it never sees a
+	// change half done by somebody who is still at it.
+	walMinAge = 10 * time.Second
+)
+
+// change is the data of a walChange entry. It names only the account: what is
+// to be done follows from what is in storage at the time, so an entry that is
+// stale, or is rolled back twice, does no harm.
+type change struct {
+	Name string `json:"name"`
+}
+
+// beginChange announces a change of several writes in the write-ahead log. done
+// withdraws the announcement after the last of them.
+func (k *keeper) beginChange(ctx context.Context, s logical.Storage, name string) (done func(), err error) {
+	id, err := framework.PutWAL(ctx, s, walChange, &change{Name: name})
+	if err != nil {
+		return nil, fmt.Errorf("the change was not begun: %w", err)
+	}
+	return func() {
+		if err := framework.DeleteWAL(ctx, s, id); err != nil {
+			k.log.Warn("a finished change stays in the write-ahead log until Vault drops it", "account", name, "error", err)
+		}
+	}, nil
+}
+
+// rollback finishes what a write-ahead log entry announced. Vault calls it for
+// entries older than walMinAge, and drops the entry if it returns nil.
+func (b *backend) rollback(ctx context.Context, req *logical.Request, kind string, data any) error {
+	switch kind {
+	case walChange:
+		var c change
+		if err := decodeWAL(data, &c); err != nil {
+			return err
+		}
+		return b.keeper.reconcile(ctx, req.Storage, c.Name)
+	default:
+		return fmt.Errorf("the write-ahead log holds an entry of the unknown kind %q: was it written by a newer version of the plugin?", kind)
+	}
+}
+
+// decodeWAL brings the data of an entry, which Vault hands over as a map, into
+// its type.
+func decodeWAL(data, into any) error {
+	raw, err := json.Marshal(data)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, into)
+}

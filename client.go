@@ -31,6 +31,10 @@ const (
 	// maxLifetime is the longest life WeChat documents for a token.
 	maxLifetime = 7200 * time.Second
 
+	// idleTimeout is how long a connection is kept for the next call: well below
+	// what servers keep it for, as a call that meets a closing one fails.
+	idleTimeout = 20 * time.Second
+
 	// maxDetail bounds, in bytes, what is shown of a text from outside.
 	maxDetail = 256
 )
@@ -98,12 +102,6 @@ func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*gran
 		return nil, &problem{rule: ruleUnreachable, detail: "base_url is not usable"}
 	}
 	req.Header.Set("Content-Type", "application/json")
-	if !force {
-		// A normal call may be repeated: this lets the transport do so when a
-		// kept-alive connection turns out to be closed. Nothing is sent.
-		req.Header["Idempotency-Key"] = nil
-	}
-
 	asked := wallClock()
 	resp, err := (&http.Client{Transport: transport, CheckRedirect: noRedirect}).Do(req)
 	if err != nil {
@@ -188,7 +186,7 @@ func parseAnswer(status int, raw []byte) (*grant, *problem) {
 // the forms that have been seen.
 var (
 	ridPattern = regexp.MustCompile(`(?i)\brid:?\s*([0-9a-z]+(?:-[0-9a-z]+)*)`)
-	ipPattern  = regexp.MustCompile(`(?i)\bip:?\s+([0-9a-f:.]*[0-9a-f])`)
+	ipPattern  = regexp.MustCompile(`(?i)ip:?\s+([0-9a-f:.]*[0-9a-f])`)
 )
 
 // refusal turns an errcode and its text into a problem.
@@ -274,6 +272,7 @@ func (c *client) transport(e endpoint) (*http.Transport, error) {
 func newTransport(proxy, caPEM string) (*http.Transport, error) {
 	t := cleanhttp.DefaultPooledTransport()
 	t.MaxIdleConnsPerHost = healthyLane
+	t.IdleConnTimeout = idleTimeout
 	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 	if proxy != "" {
 		u, err := url.Parse(proxy)

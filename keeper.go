@@ -149,27 +149,29 @@ func (k *keeper) release(t *tracked) {
 	t.lock.Release(1)
 }
 
-// load reads the account and its token from storage. The caller holds the lock.
-func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) error {
+// load reads the account and its token from storage, and returns the state made
+// of them, nil if the account is not configured. A state that another node's
+// change overtook is good for this request only. The caller holds the lock.
+func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) (*state, error) {
 	generation := t.generation.Load()
 	t.state.Store(nil)
 	acct, err := readAccount(ctx, s, t.name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if acct == nil {
 		t.unsure = false
-		return nil
+		return nil, nil
 	}
 	tok, err := readToken(ctx, s, t.name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	t.unsure = false
 	st := newState(acct, tok, rand.Float64()) //nolint:gosec // jitter needs no secrecy
 	st.generation = generation
 	t.state.Store(st)
-	return nil
+	return st, nil
 }
 
 // acquireLoaded is acquire for an account whose state is needed. The state is
@@ -179,13 +181,14 @@ func (k *keeper) acquireLoaded(ctx context.Context, s logical.Storage, name stri
 	if err != nil {
 		return nil, nil, err
 	}
-	if t.current() == nil {
-		if err := k.load(ctx, s, t); err != nil {
+	st := t.current()
+	if st == nil {
+		if st, err = k.load(ctx, s, t); err != nil {
 			k.release(t)
 			return nil, nil, err
 		}
 	}
-	return t, t.current(), nil
+	return t, st, nil
 }
 
 // read returns the account's state with a usable token, asking WeChat if that
@@ -214,8 +217,11 @@ func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (*sta
 	if st, err = k.refresh(ctx, s, t, st); err != nil {
 		return nil, err
 	}
-	if st.usable(wallClock()) {
+	switch {
+	case st.usable(wallClock()):
 		return st, nil
+	case st.failure == nil:
+		return nil, &problem{rule: ruleStorage, detail: "storing the token took longer than its life"}
 	}
 	return nil, st.failure.problem
 }
@@ -262,8 +268,8 @@ var errUnmounted = errors.New("the mount is being closed")
 // ask makes one normal call. A token that is about to end is no answer.
 func (k *keeper) ask(e endpoint) (*grant, error) {
 	g, err := k.client.stableToken(k.ctx, e, false)
-	if err == nil && g.lifetime < minTTL {
-		return nil, &problem{rule: ruleAnswer, detail: fmt.Sprintf("the token it holds ends in %s", g.lifetime)}
+	if err == nil && g.end().Sub(g.answered) < minTTL {
+		return nil, &problem{rule: ruleAnswer, detail: fmt.Sprintf("the token it holds has only %s left", g.lifetime)}
 	}
 	return g, err
 }
@@ -478,7 +484,7 @@ func (k *keeper) reconcile(ctx context.Context, s logical.Storage, name string) 
 // reload brings memory in line with storage after a write failed. If storage
 // cannot be read either, the background tries again.
 func (k *keeper) reload(ctx context.Context, s logical.Storage, t *tracked) {
-	if err := k.load(ctx, s, t); err != nil {
+	if _, err := k.load(ctx, s, t); err != nil {
 		t.unsure = true
 		k.log.Error("the account cannot be read from storage", "account", t.name, "error", err)
 	}

@@ -48,7 +48,7 @@ func (g *grant) adopt(old *token, accountID string) *token {
 	t := &token{
 		Version: schemaVersion, AccountID: accountID, AccessToken: g.token,
 		RotatedAt:  g.asked.UTC().Truncate(time.Millisecond),
-		ExpireTime: g.end().UTC().Truncate(time.Second),
+		ExpireTime: g.end(),
 	}
 	switch {
 	case old == nil:
@@ -64,8 +64,9 @@ func (g *grant) adopt(old *token, accountID string) *token {
 	return t
 }
 
-// end is the earliest moment at which the token can end, by this answer.
-func (g *grant) end() time.Time { return g.asked.Add(g.lifetime) }
+// end is the earliest moment at which the token can end, by this answer, cut to
+// the second.
+func (g *grant) end() time.Time { return g.asked.Add(g.lifetime).UTC().Truncate(time.Second) }
 
 // dueAt returns when a token is to be replaced of which lifetime was left at
 // asked.

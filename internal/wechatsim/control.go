@@ -53,11 +53,10 @@ func (s *Sim) controlRoutes() {
 
 func (s *Sim) controlUpdate(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody)) // before the lock is taken
-	if err != nil {
-		badRequest(w, err)
-		return
+	if err == nil {
+		err = s.patch(r.PathValue("appid"), body)
 	}
-	if err := s.patch(r.PathValue("appid"), body); err != nil {
+	if err != nil {
 		badRequest(w, err)
 		return
 	}

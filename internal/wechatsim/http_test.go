@@ -144,6 +144,7 @@ func TestControl(t *testing.T) {
 			}
 		}},
 		{"refuses settings that are wrong, and changes nothing", func(p *platform) {
+			p.Update(appid, func(a *wechatsim.Account) { a.AllowedIPs = []string{"127.0.0.1"} })
 			for _, wrong := range []string{"", "[]", `{"secrets":"x"}`, `{"token_length":20,"lifetime":"soon"}`, `{"allowed_ips":["10.0.0.1",5]}`} {
 				control(p, "PATCH", "accounts/"+appid, wrong, 400)
 				control(p, "PATCH", "accounts/wxnew", wrong, 400)

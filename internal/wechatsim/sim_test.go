@@ -2,6 +2,7 @@ package wechatsim_test
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -205,6 +206,27 @@ func TestForcedMode(t *testing.T) {
 			},
 		},
 		{
+			name:    "in the reported variant prolongs no life",
+			account: wechatsim.Account{ForceKeepsOld: true},
+			test: func(p *platform) {
+				old := p.wantNew(p.normal(), 7200)
+				time.Sleep(life - second)
+				p.wantNew(p.forced(), 7200, old)
+				p.wantChecked(old, 0)
+				time.Sleep(second)
+				p.wantChecked(old, 42001)
+			},
+		},
+		{
+			name: "leaves an expired token expired",
+			test: func(p *platform) {
+				old := p.wantNew(p.normal(), 7200)
+				time.Sleep(life)
+				p.wantNew(p.forced(), 7200, old)
+				p.wantChecked(old, 42001)
+			},
+		},
+		{
 			name:    "twice kills a leaked token for certain, in the reported variant too",
 			account: wechatsim.Account{ForceKeepsOld: true},
 			test: func(p *platform) {
@@ -269,9 +291,7 @@ func direct(sim *wechatsim.Sim) {
 func TestRefusals(t *testing.T) {
 	call := func(change map[string]any) string {
 		fields := map[string]any{"grant_type": "client_credential", "appid": appid, "secret": secret}
-		for field, value := range change {
-			fields[field] = value
-		}
+		maps.Copy(fields, change)
 		return body(fields)
 	}
 	refusals := []struct {
@@ -291,8 +311,10 @@ func TestRefusals(t *testing.T) {
 		{name: "no body", body: " ", errcode: 47001, text: "data format error"},
 		{name: "a form", body: "grant_type=client_credential&appid=" + appid, errcode: 47001, text: "data format error"},
 		{name: "a field of the wrong type", body: call(map[string]any{"force_refresh": "true"}), errcode: 47001, text: "data format error"},
-		{name: "an IP not on the whitelist", account: wechatsim.Account{AllowedIPs: []string{"1.2.3.4"}}, errcode: 40164,
-			text: "invalid ip 127.0.0.1 ipv6 ::ffff:127.0.0.1, not in whitelist"},
+		{
+			name: "an IP not on the whitelist", account: wechatsim.Account{AllowedIPs: []string{"1.2.3.4"}}, errcode: 40164,
+			text: "invalid ip 127.0.0.1 ipv6 ::ffff:127.0.0.1, not in whitelist",
+		},
 	}
 	for _, r := range refusals {
 		t.Run(r.name, func(t *testing.T) {
@@ -349,6 +371,18 @@ func TestErrorTexts(t *testing.T) {
 			p.wantNew(p.normal(), 7200)
 		})
 	})
+}
+
+func TestCallerOverIPv6(t *testing.T) {
+	sim := wechatsim.New()
+	sim.SetAccount(appid, wechatsim.Account{Secret: secret, AllowedIPs: []string{"1.2.3.4"}})
+	r := httptest.NewRequest("POST", "/cgi-bin/stable_token", strings.NewReader(callBody(false)))
+	r.RemoteAddr = "[2001:db8::1]:4711"
+	w := httptest.NewRecorder()
+	sim.ServeHTTP(w, r)
+	if want := "invalid ip 2001:db8::1 ipv6 2001:db8::1, not in whitelist rid: "; !strings.Contains(w.Body.String(), want) {
+		t.Errorf("got %s; want %s", w.Body, want)
+	}
 }
 
 func TestTokenUse(t *testing.T) {

@@ -1,0 +1,458 @@
+package wechat
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+func TestACacheHitTouchesNeitherStorageNorWeChat(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		calls, ops := m.calls(), m.storage.count()
+		for range 100 {
+			m.read("demo")
+		}
+		require.Equal(t, calls, m.calls())
+		require.Equal(t, ops, m.storage.count())
+	})
+}
+
+func TestAThousandFirstReadsMakeOneCall(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		require.Zero(t, m.calls(), "with verify=false WeChat is not called")
+		m.sim.SetLatency(300 * time.Millisecond)
+		var readers sync.WaitGroup
+		for range 1000 {
+			readers.Go(func() { m.read("demo") })
+		}
+		readers.Wait()
+		require.Equal(t, 1, m.calls())
+		require.Equal(t, 1, m.sim.MaxInFlight(testAppID))
+	})
+}
+
+func TestACallIsFinishedThoughItsReaderGoesAway(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		m.sim.SetLatency(time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		var readers sync.WaitGroup
+		for range 2 { // one that makes the call, one that waits for it
+			readers.Go(func() {
+				_, _ = m.requestContext(ctx, logical.ReadOperation, "token/demo", nil)
+			})
+		}
+		readers.Wait()
+		m.read("demo")
+		require.Equal(t, 1, m.calls(), "what the first reader's call brought is kept")
+	})
+}
+
+func TestADueTokenIsReplacedByItsReader(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		first := m.read("demo")
+		m.reopenWithoutBackground()
+		time.Sleep(rotationPeriod - time.Second)
+		require.Equal(t, first["access_token"], m.read("demo")["access_token"])
+		require.Equal(t, int64(5), m.read("demo")["ttl"], "never below 5")
+		time.Sleep(time.Second)
+		second := m.read("demo")
+		require.NotEqual(t, first["access_token"], second["access_token"])
+		require.NotEqual(t, first["last_vault_rotation"], second["last_vault_rotation"])
+		require.NotEqual(t, first["expire_time"], second["expire_time"])
+		require.Equal(t, 2, m.calls())
+	})
+}
+
+func TestDueTokensAreReplacedWithoutAnyReader(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		for n := range 10 {
+			time.Sleep(rotationPeriod + time.Second)
+			synctest.Wait()
+			require.Equal(t, n+2, m.calls())
+		}
+		calls := m.calls()
+		m.read("demo")
+		require.Equal(t, calls, m.calls())
+	})
+}
+
+func TestNobodyReadMeansNobodyCalls(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false, "sync_interval": "1m"})
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		require.Zero(t, m.calls())
+	})
+}
+
+func TestRestartCostsNoCall(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		before := m.read("demo")
+		time.Sleep(time.Hour)
+		m.reopen()
+		after := m.read("demo")
+		delete(before, "ttl")
+		delete(after, "ttl")
+		require.Equal(t, before, after)
+		require.Equal(t, 1, m.calls())
+	})
+}
+
+func TestTokensDueDuringADownTimeAreReplacedAfterIt(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for n := range 200 {
+			appid := fmt.Sprintf("wx%d", n)
+			m.sim.SetAccount(appid, wechatsim.Account{Secret: testSecret})
+			m.write(fmt.Sprintf("team/%d", n), map[string]any{"appid": appid})
+		}
+		m.close()
+		time.Sleep(3 * time.Hour)
+		calls := m.calls()
+		m.sim.SetLatency(50 * time.Millisecond)
+		m.open()
+		require.Equal(t, calls, m.calls(), "the background holds off: Vault's storage may not be open for writing yet")
+		time.Sleep(startHoldOff + time.Second)
+		synctest.Wait()
+		require.Equal(t, calls+200, m.calls(), "one call for each token that was due")
+		require.LessOrEqual(t, m.sim.MaxInFlight(""), healthyLane)
+		require.Greater(t, m.sim.MaxInFlight(""), 1)
+	})
+}
+
+func TestAValidTokenOutlivesWeChatsFailure(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		first := m.read("demo")
+		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: 503})
+		time.Sleep(rotationPeriod + time.Second)
+		synctest.Wait()
+		for range 28 { // up to ten seconds before its end
+			resp := m.ok(logical.ReadOperation, "token/demo", nil)
+			require.Equal(t, first["access_token"], resp.Data["access_token"])
+			require.Equal(t, first["last_vault_rotation"], resp.Data["last_vault_rotation"])
+			require.LessOrEqual(t, resp.Data["ttl"], int64(10))
+			require.GreaterOrEqual(t, resp.Data["ttl"], int64(5))
+			require.Len(t, resp.Warnings, 1)
+			require.Contains(t, resp.Warnings[0], "HTTP 503")
+			time.Sleep(10 * time.Second)
+		}
+		time.Sleep(10 * time.Second)
+		status, text := m.refused(logical.ReadOperation, "token/demo", nil)
+		require.Equal(t, http.StatusBadGateway, status)
+		require.Contains(t, text, "HTTP 503")
+		require.Less(t, m.calls(), 20, "the background backs off")
+
+		m.sim.ClearFaults()
+		time.Sleep(time.Minute)
+		require.Empty(t, m.ok(logical.ReadOperation, "token/demo", nil).Warnings)
+	})
+}
+
+func TestAReadWaitsAtMostOnceWhileWeChatHangs(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.reopenWithoutBackground()
+		time.Sleep(rotationPeriod)
+		m.sim.Inject(wechatsim.Fault{Kind: "hang"})
+		start := time.Now()
+		m.read("demo")
+		require.Equal(t, defaultRequestTimeout, time.Since(start), "the read that finds the token due waits for WeChat")
+		for range 10 {
+			start = time.Now()
+			m.read("demo")
+			require.Zero(t, time.Since(start), "after that the background retries, and reads do not wait")
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+func TestSyncNoticesATokenReplacedOutside(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"sync_interval": "5m"})
+		first := m.read("demo")
+		time.Sleep(time.Hour)
+		require.Equal(t, first["last_vault_rotation"], m.read("demo")["last_vault_rotation"], "comparing changes nothing")
+		require.InDelta(t, 13, m.calls(), 1.5, "one call each 5 minutes")
+		outside := m.sim.ForceOutside(testAppID)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, outside, m.read("demo")["access_token"])
+	})
+}
+
+func TestAFailedComparisonAddsNoWarning(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"sync_interval": "1m"})
+		m.sim.Inject(wechatsim.Fault{Kind: "reset"})
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		require.Greater(t, m.calls(), 5)
+		resp := m.ok(logical.ReadOperation, "token/demo", nil)
+		require.Empty(t, resp.Warnings)
+		require.Equal(t, int64(240), resp.Data["ttl"])
+	})
+}
+
+func TestAComparisonThatFailedDoesNotKeepADueTokenFromBeingReplaced(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"sync_interval": "24h"})
+		first := m.read("demo")
+		m.reopenWithoutBackground()
+		m.read("demo")
+		tr := m.keeper.lookup("demo")
+		tr.state.Store(tr.current().failed(&problem{rule: ruleUnavailable}, wallClock(), 1))
+		time.Sleep(rotationPeriod)
+		resp := m.ok(logical.ReadOperation, "token/demo", nil)
+		require.Empty(t, resp.Warnings)
+		require.NotEqual(t, first["access_token"], resp.Data["access_token"])
+	})
+}
+
+func TestFailuresAreRememberedHoweverManyReadersCome(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault  wechatsim.Fault
+		status int
+		wait   time.Duration // within it no further call is made
+	}{
+		"frozen secret":        {wechatsim.Fault{Kind: "errcode", Errcode: 40243}, 400, 30 * time.Second},
+		"wrong secret":         {wechatsim.Fault{Kind: "errcode", Errcode: 40125}, 400, 30 * time.Second},
+		"IP not admitted":      {wechatsim.Fault{Kind: "errcode", Errcode: 40164}, 400, 30 * time.Second},
+		"quota of the minute":  {wechatsim.Fault{Kind: "errcode", Errcode: 45011}, 429, time.Minute},
+		"quota of the day":     {wechatsim.Fault{Kind: "errcode", Errcode: 45009}, 429, time.Hour},
+		"refused once":         {wechatsim.Fault{Kind: "errcode", Errcode: 89507}, 400, time.Hour},
+		"refused twice":        {wechatsim.Fault{Kind: "errcode", Errcode: 89506}, 400, 24 * time.Hour},
+		"account limited":      {wechatsim.Fault{Kind: "errcode", Errcode: 50002}, 400, 30 * time.Second},
+		"busy":                 {wechatsim.Fault{Kind: "errcode", Errcode: -1}, 502, time.Second},
+		"undocumented errcode": {wechatsim.Fault{Kind: "errcode", Errcode: 99999}, 502, time.Second},
+		"unreachable":          {wechatsim.Fault{Kind: "reset"}, 502, time.Second},
+		"about to end":         {wechatsim.Fault{Kind: "expires_in", ExpiresIn: "4"}, 502, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", map[string]any{"verify": false})
+				m.write("other", map[string]any{"verify": false, "appid": "wxother"})
+				m.sim.SetAccount("wxother", wechatsim.Account{Secret: testSecret})
+				c.fault.AppID = testAppID
+				m.sim.Inject(c.fault)
+				status, first := m.refused(logical.ReadOperation, "token/demo", nil)
+				require.Equal(t, c.status, status, first)
+				require.Equal(t, 1, m.calls())
+
+				time.Sleep(c.wait - time.Millisecond)
+				var readers sync.WaitGroup
+				for range 100 {
+					readers.Go(func() {
+						status, text := m.refused(logical.ReadOperation, "token/demo", nil)
+						require.Equal(t, c.status, status)
+						require.Equal(t, first, text, "the remembered error is the answer")
+					})
+				}
+				readers.Wait()
+				require.Equal(t, 1, m.calls())
+				m.read("other") // is not concerned
+				require.Equal(t, 2, m.calls())
+
+				time.Sleep(time.Millisecond)
+				m.refused(logical.ReadOperation, "token/demo", nil)
+				require.Equal(t, 3, m.calls())
+
+				m.sim.ClearFaults()
+				m.write("demo", map[string]any{"verify": false})
+				m.read("demo") // a configuration write clears what was remembered
+			})
+		})
+	}
+}
+
+func TestAFailingStorageDoesNotBurnTheQuota(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		m.storage.failing(func(op, _ string) error {
+			if op == "put" {
+				return errStorage
+			}
+			return nil
+		})
+		for range 100 {
+			status, text := m.refused(logical.ReadOperation, "token/demo", nil)
+			require.Equal(t, http.StatusInternalServerError, status)
+			require.Contains(t, text, "storage")
+		}
+		require.Equal(t, 1, m.calls())
+		m.storage.failing(nil)
+		time.Sleep(time.Second)
+		m.read("demo")
+	})
+}
+
+func TestOddLifetimes(t *testing.T) {
+	for name, c := range map[string]struct {
+		expiresIn string
+		ttl       int64         // at once
+		due       time.Duration // after the answer
+	}{
+		"the least that WeChat documents": {"300", 10, 10 * time.Second},
+		"a little more":                   {"310", 20, 20 * time.Second},
+		"less than documented":            {"60", 10, 10 * time.Second},
+		"very short":                      {"12", 6, 6 * time.Second},
+		"the shortest that can be used":   {"6", 5, 3 * time.Second},
+		"more than two hours":             {"999999", 240, rotationPeriod},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.sim.Inject(wechatsim.Fault{Kind: "expires_in", ExpiresIn: c.expiresIn})
+				m.write("demo", nil)
+				require.Equal(t, c.ttl, m.ok(logical.ReadOperation, "token/demo", nil).Data["ttl"])
+				tr := m.keeper.lookup("demo")
+				require.Equal(t, c.due, time.Until(tr.current().due))
+				calls := m.calls()
+				time.Sleep(c.due - time.Millisecond)
+				m.ok(logical.ReadOperation, "token/demo", nil)
+				require.Equal(t, calls, m.calls(), "an odd lifetime does not make every read a call")
+			})
+		})
+	}
+}
+
+func TestOneCallPerAccountWhoeverCauses(t *testing.T) {
+	// Readers, ticks, writes of the configuration and the background, over many
+	// short lives: never two calls of one account at a time.
+	inBubble(t, wechatsim.Account{Lifetime: 20 * time.Second, Overlap: 12 * time.Second}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.SetLatency(700 * time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		var all sync.WaitGroup
+		repeat := func(every time.Duration, do func()) {
+			all.Go(func() {
+				for ctx.Err() == nil {
+					do()
+					time.Sleep(every)
+				}
+			})
+		}
+		for n := range 8 {
+			repeat(time.Duration(300+n*70)*time.Millisecond, func() { m.read("demo") })
+		}
+		repeat(3*time.Second, func() { require.NoError(t, m.tick(ctx, nil)) })
+		repeat(7*time.Second, func() { m.write("demo", nil) })
+		all.Wait()
+		require.Equal(t, 1, m.sim.MaxInFlight(testAppID))
+		require.Greater(t, m.calls(), 30)
+	})
+}
+
+func TestUnknownNamesLeaveNothingInMemory(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for n := range 100 {
+			status, text := m.refused(logical.ReadOperation, fmt.Sprintf("token/unknown-%d", n), nil)
+			require.Equal(t, http.StatusBadRequest, status)
+			require.Contains(t, text, fmt.Sprintf("wechat/config/unknown-%d", n))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, _ = m.requestContext(ctx, logical.ReadOperation, "token/unknown", nil)
+		require.Empty(t, m.keeper.tracked)
+		require.Empty(t, m.keeper.schedule.waking)
+		require.Zero(t, m.calls())
+	})
+}
+
+func TestClosingTheMountEndsACallInFlight(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false, "request_timeout": "30s"})
+		m.sim.Inject(wechatsim.Fault{Kind: "hang"})
+		start := time.Now()
+		var reader sync.WaitGroup
+		reader.Go(func() {
+			_, err := m.request(logical.ReadOperation, "token/demo", nil)
+			require.Error(t, err)
+		})
+		synctest.Wait()
+		m.Cleanup(t.Context())
+		reader.Wait()
+		require.Zero(t, time.Since(start))
+	})
+}
+
+func TestTheBackgroundTriesAgainToListTheAccounts(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.close()
+		m.storage.failing(func(op, _ string) error {
+			if op == "list" {
+				return errStorage
+			}
+			return nil
+		})
+		m.open()
+		time.Sleep(time.Hour)
+		m.storage.failing(nil)
+		time.Sleep(3 * time.Hour)
+		synctest.Wait()
+		require.Greater(t, m.calls(), 1, "the token was due and nobody read it")
+	})
+}
+
+func TestAnAccountThatStorageDidNotGiveIsLoadedLater(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.close()
+		m.storage.failing(func(op, key string) error {
+			if op == "get" && key == "token/demo" {
+				return errStorage
+			}
+			return nil
+		})
+		m.open()
+		m.storage.failing(nil)
+		time.Sleep(3 * time.Hour)
+		synctest.Wait()
+		require.Greater(t, m.calls(), 1)
+	})
+}
+
+func TestATokenWhoseLifeWeChatShortensIsNotHandedOutPastIt(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"sync_interval": "1m"})
+		first := m.read("demo")
+		m.sim.Inject(wechatsim.Fault{Kind: "expires_in", ExpiresIn: "100", Times: 1})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		st := m.keeper.lookup("demo").current()
+		require.WithinDuration(t, wallClock().Add(100*time.Second), st.end, 10*time.Second)
+		require.Equal(t, first["expire_time"], m.read("demo")["expire_time"], "constant for one token")
+		require.LessOrEqual(t, m.read("demo")["ttl"], int64(10))
+	})
+}
+
+func TestASuspendedMachineFindsItsTokensDueAtTheNextTick(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		// The timer stands still while the machine is suspended: as if it had
+		// been set for much later.
+		m.keeper.schedule.mu.Lock()
+		m.keeper.schedule.timer.Reset(1000 * time.Hour)
+		m.keeper.schedule.mu.Unlock()
+		time.Sleep(rotationPeriod)
+		require.NoError(t, m.tick(t.Context(), nil))
+		synctest.Wait()
+		require.Equal(t, 2, m.calls())
+	})
+}

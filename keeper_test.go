@@ -311,7 +311,7 @@ func TestOddLifetimes(t *testing.T) {
 		"a little more":                   {"310", 20, 20 * time.Second},
 		"less than documented":            {"60", 10, 10 * time.Second},
 		"very short":                      {"12", 6, 6 * time.Second},
-		"the shortest that can be used":   {"6", 5, 3 * time.Second},
+		"very short indeed":               {"10", 5, 5 * time.Second},
 		"more than two hours":             {"999999", 240, rotationPeriod},
 	} {
 		t.Run(name, func(t *testing.T) {

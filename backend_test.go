@@ -221,10 +221,10 @@ func (s *safeBuffer) String() string {
 type faultyStorage struct {
 	logical.InmemStorage
 	mu     sync.Mutex
-	ops    int                               // operations so far
-	writes int                               // of them, those that change something
-	fail   func(op string, key string) error // before an operation, nil lets it through
-	after  func(op string, key string)       // after one
+	ops    int                        // operations so far
+	writes int                        // of them, those that change something
+	fail   func(op, key string) error // called before an operation; nil lets all through
+	lose   int                        // counts down to the operation whose answer is lost
 }
 
 var errStorage = errors.New("storage is out of order")
@@ -244,6 +244,26 @@ func (s *faultyStorage) begin(op, key string) error {
 	return nil
 }
 
+// end reports a failure although the operation took effect, if the test says so.
+func (s *faultyStorage) end(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lose > 0 {
+		if s.lose--; s.lose == 0 {
+			return errStorage
+		}
+	}
+	return err
+}
+
+// losingAnswer lets the n-th operation from now report a failure although it
+// takes effect; 0 is none.
+func (s *faultyStorage) losingAnswer(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lose = n
+}
+
 func (s *faultyStorage) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -261,28 +281,30 @@ func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, erro
 	if err := s.begin("list", prefix); err != nil {
 		return nil, err
 	}
-	return s.InmemStorage.List(ctx, prefix)
+	keys, err := s.InmemStorage.List(ctx, prefix)
+	return keys, s.end(err)
 }
 
 func (s *faultyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
 	if err := s.begin("get", key); err != nil {
 		return nil, err
 	}
-	return s.InmemStorage.Get(ctx, key)
+	entry, err := s.InmemStorage.Get(ctx, key)
+	return entry, s.end(err)
 }
 
 func (s *faultyStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
 	if err := s.begin("put", entry.Key); err != nil {
 		return err
 	}
-	return s.InmemStorage.Put(ctx, entry)
+	return s.end(s.InmemStorage.Put(ctx, entry))
 }
 
 func (s *faultyStorage) Delete(ctx context.Context, key string) error {
 	if err := s.begin("delete", key); err != nil {
 		return err
 	}
-	return s.InmemStorage.Delete(ctx, key)
+	return s.end(s.InmemStorage.Delete(ctx, key))
 }
 
 func TestAnAccountGoesInAndItsTokenComesOut(t *testing.T) {

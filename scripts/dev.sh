@@ -8,7 +8,6 @@
 # stays until an interrupt or SIGTERM ends it, and whatever ends it, no process and
 # no file of it remains.
 set -eu
-umask 077
 cd "$(dirname "$0")/.."
 
 plugin=vault-plugin-secrets-wechat
@@ -153,7 +152,9 @@ EOF
 start_vault
 say "Vault runs at $VAULT_ADDR."
 
-show vault plugin register -sha256="$(sha256 "bin/$plugin")" -version="$("bin/$plugin" -version)" secret "$plugin"
+sum=$(sha256 "bin/$plugin")
+version=$("bin/$plugin" -version)
+show vault plugin register -sha256="$sum" -version="${version##* }" secret "$plugin"
 show vault secrets enable -path=wechat "$plugin"
 
 # The secret goes through standard input: a command line is for everybody to see.

@@ -18,7 +18,7 @@ while read -r first second _; do
 	ok)
 		for target in $targets; do
 			echo "fuzzing $target"
-			go test -run='^$' -fuzz="^$target\$" -fuzztime="$1x" "$second"
+			go test -run='^$' -fuzz="^$target\$" -fuzztime="$1x" "$second" </dev/null
 			found=$((found + 1))
 		done
 		targets=

@@ -10,7 +10,6 @@
 # nothing: each builds in a folder of its own, and a rename puts the finished
 # program in its place.
 set -eu
-umask 077
 
 module=$1 takes=$2
 shift 2
@@ -40,12 +39,15 @@ mkdir -p "$cache"
 stage=$(mktemp -d "$cache/building.XXXXXX")
 running=
 
-# An interrupted go command is left to remove what it has begun.
+# The go command runs in the background, where it does not hear an interrupt, and
+# leaves its compilers running when it is ended: they are ended with it.
 cleanup() {
 	trap '' INT TERM HUP
 	if [ -n "$running" ]; then
-		kill -INT "$running" 2>/dev/null || :
-		wait "$running" || :
+		compilers=$(ps -A -o ppid= -o pid= 2>/dev/null | awk -v go="$running" '$1 == go { print $2 }')
+		# Unquoted: a list of numbers.
+		kill -TERM "$running" $compilers 2>/dev/null || :
+		wait "$running" 2>/dev/null || :
 	fi
 	rm -rf "$stage"
 }

@@ -1,0 +1,264 @@
+package wechat
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+const otherAppID = "wxfedcba9876543210"
+
+// faults are the ways in which storage goes wrong from the n-th operation on.
+var faults = map[string]func(n int) func(op, key string) error{
+	// The one operation fails.
+	"fails": func(n int) func(string, string) error {
+		return func(string, string) error {
+			if n--; n == 0 {
+				return errStorage
+			}
+			return nil
+		}
+	},
+	// It and all that follow fail: the process, or Vault, is gone.
+	"cut off": func(n int) func(string, string) error {
+		return func(string, string) error {
+			if n--; n <= 0 {
+				return errStorage
+			}
+			return nil
+		}
+	},
+}
+
+// lostAnswer is a third way: the n-th operation takes effect, and is reported
+// as failed.
+const lostAnswer = "takes effect but reports an error"
+
+// changes are the operations that take several storage operations.
+var changes = map[string]func(m *mount) error{
+	"create": func(m *mount) error {
+		return m.try(logical.UpdateOperation, "config/new", account1(map[string]any{"appid": otherAppID}))
+	},
+	"create without verify": func(m *mount) error {
+		return m.try(logical.UpdateOperation, "config/new", account1(map[string]any{"appid": otherAppID, "verify": false}))
+	},
+	"change of appid": func(m *mount) error {
+		return m.try(logical.UpdateOperation, "config/demo", map[string]any{"appid": otherAppID})
+	},
+	"change of appid without verify": func(m *mount) error {
+		return m.try(logical.UpdateOperation, "config/demo", map[string]any{"appid": otherAppID, "verify": false})
+	},
+	"change of base_url": func(m *mount) error {
+		return m.try(logical.UpdateOperation, "config/demo", account1(map[string]any{"base_url": "http://127.0.0.2"}))
+	},
+	"new secret while WeChat has another token": func(m *mount) error {
+		m.sim.ForceOutside(testAppID)
+		return m.try(logical.UpdateOperation, "config/demo", map[string]any{"secret": testSecret})
+	},
+	"change of max_ttl": func(m *mount) error {
+		return m.try(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})
+	},
+	"delete": func(m *mount) error {
+		return m.try(logical.DeleteOperation, "config/demo", nil)
+	},
+	"first read": func(m *mount) error {
+		return m.try(logical.ReadOperation, "token/unread", nil)
+	},
+}
+
+// try is a request of which only the success matters.
+func (m *mount) try(op logical.Operation, path string, data map[string]any) error {
+	m.t.Helper()
+	resp, err := m.request(op, path, data)
+	if err == nil && resp != nil {
+		err = resp.Error()
+	}
+	return err
+}
+
+func TestAnUnfinishedChangeIsCleanedUp(t *testing.T) {
+	cases := 0
+	for operation, change := range changes {
+		for _, fault := range []string{"fails", "cut off", lostAnswer} {
+			for _, restart := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/%s/restart %t", operation, fault, restart), func(t *testing.T) {
+					for n := 1; changeWithFault(t, change, fault, n, restart); n++ {
+						cases++
+					}
+				})
+			}
+		}
+	}
+	t.Logf("%d cases", cases)
+	require.Greater(t, cases, 100)
+}
+
+// changeWithFault lets storage go wrong at the n-th operation of a change, has
+// Vault roll back, and checks what holds at all times. It reports whether the
+// change had an n-th operation.
+func changeWithFault(t *testing.T, change func(*mount) error, fault string, n int, restart bool) bool {
+	t.Helper()
+	struck := false
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+		m.write("demo", nil)
+		m.sim.SetAccount("wxunread", wechatsim.Account{Secret: testSecret})
+		m.write("unread", map[string]any{"appid": "wxunread", "verify": false})
+		before := m.snapshot()
+		if fault == lostAnswer {
+			m.storage.losingAnswer(n)
+		} else {
+			m.storage.failing(faults[fault](n))
+		}
+		first := m.storage.count()
+		err := change(m)
+		struck = m.storage.count()-first >= n
+		if struck && err == nil {
+			// What may fail without spoiling the change is the withdrawal of its
+			// announcement, its last operation.
+			require.Equal(t, n, m.storage.count()-first)
+		}
+		if restart {
+			m.close()
+		}
+		m.storage.failing(nil)
+		m.storage.losingAnswer(0)
+		if restart {
+			m.open()
+		}
+		m.checkServed(before) // even before the rollback
+		m.rollback()
+		m.checkStored(before)
+		m.checkServed(before)
+		if err != nil {
+			require.NoError(t, change(m), "it can be repeated")
+			m.checkServed(before)
+		}
+	})
+	return struck
+}
+
+// rollback is what Vault does once a minute, after the entries' minimum age.
+func (m *mount) rollback() {
+	m.t.Helper()
+	time.Sleep(walMinAge + time.Second)
+	resp, err := m.HandleRequest(m.t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: m.storage})
+	require.NoError(m.t, err)
+	require.Nil(m.t, resp, "an entry could not be rolled back")
+}
+
+// snapshot returns all of storage.
+func (m *mount) snapshot() map[string]string {
+	m.t.Helper()
+	all := map[string]string{}
+	for _, key := range m.stored() {
+		all[key] = string(mustGet(m, key).Value)
+	}
+	return all
+}
+
+// checkStored checks storage: no announcement is left, no token stands without
+// the configuration that it belongs to, and an account whose configuration is
+// the old one has its old token.
+func (m *mount) checkStored(before map[string]string) {
+	m.t.Helper()
+	for key, value := range m.snapshot() {
+		require.False(m.t, strings.HasPrefix(key, framework.WALPrefix), "the write-ahead log is not empty")
+		name, isToken := strings.CutPrefix(key, tokenPrefix)
+		if !isToken {
+			continue
+		}
+		acct, err := readAccount(m.t.Context(), m.storage, name)
+		require.NoError(m.t, err)
+		require.NotNil(m.t, acct, "a token without its configuration")
+		var tok token
+		require.NoError(m.t, mustGet(m, key).DecodeJSON(&tok))
+		require.Equal(m.t, acct.ID, tok.AccountID, "a token of another account")
+		if before[configPrefix+name] == string(mustGet(m, configPrefix+name).Value) && before[key] != "" {
+			appid, _ := m.sim.Check(tok.AccessToken)
+			require.Equal(m.t, acct.AppID, appid)
+			require.True(m.t, value == before[key] || m.sim.Current(appid) == tok.AccessToken, "the old configuration has lost its token")
+		}
+	}
+	if _, ok := m.snapshot()[configPrefix+"demo"]; ok && m.snapshot()[configPrefix+"demo"] == before[configPrefix+"demo"] {
+		require.Contains(m.t, m.stored(), tokenPrefix+"demo", "the old configuration has lost its token")
+	}
+}
+
+// checkServed checks what readers see: for every account that is configured a
+// token of its own appid that WeChat accepts.
+func (m *mount) checkServed(before map[string]string) {
+	m.t.Helper()
+	for _, name := range []string{"demo", "unread", "new"} {
+		acct, err := readAccount(m.t.Context(), m.storage, name)
+		require.NoError(m.t, err)
+		if acct == nil {
+			m.refused(logical.ReadOperation, "token/"+name, nil)
+			continue
+		}
+		time.Sleep(2 * time.Second) // past the backoff of a failed attempt
+		calls := m.calls()
+		resp := m.ok(logical.ReadOperation, "token/"+name, nil)
+		appid, errcode := m.sim.Check(resp.Data["access_token"].(string))
+		require.Equal(m.t, acct.AppID, appid, "a token of another account")
+		if errcode != 0 { // replaced outside: a comparison finds that, a read does not
+			require.Equal(m.t, 40001, errcode)
+			require.Equal(m.t, "demo", name)
+		}
+		if string(mustGet(m, configPrefix+name).Value) == before[configPrefix+name] && before[tokenPrefix+name] != "" {
+			require.Equal(m.t, calls, m.calls(), "the old token was lost")
+		}
+	}
+}
+
+func TestRollbackLeavesAloneWhatHasGoneOn(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		// An entry of long ago, for a name that has been configured since.
+		_, err := framework.PutWAL(t.Context(), m.storage, walChange, &change{Name: "demo"})
+		require.NoError(t, err)
+		m.write("demo", nil)
+		before := m.read("demo")
+		m.rollback()
+		require.Equal(t, before["access_token"], m.read("demo")["access_token"])
+		require.Equal(t, []string{"config/demo", "token/demo"}, m.stored())
+		require.Equal(t, 1, m.calls())
+	})
+}
+
+func TestRollbackKeepsAnEntryItDoesNotKnow(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		_, err := framework.PutWAL(t.Context(), m.storage, "of-the-future", map[string]any{})
+		require.NoError(t, err)
+		time.Sleep(walMinAge + time.Second)
+		resp, err := m.HandleRequest(t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: m.storage})
+		require.NoError(t, err)
+		require.ErrorContains(t, resp.Error(), "of-the-future")
+		require.Len(t, m.stored(), 1)
+	})
+}
+
+func TestAnAnnouncementThatFailsChangesNothing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		before := m.snapshot()
+		m.storage.failing(func(op, key string) error {
+			if op == "put" && strings.HasPrefix(key, framework.WALPrefix) {
+				return errStorage
+			}
+			return nil
+		})
+		err := m.try(logical.UpdateOperation, "config/demo", map[string]any{"appid": otherAppID, "verify": false})
+		require.ErrorIs(t, err, errStorage)
+		err = m.try(logical.DeleteOperation, "config/demo", nil)
+		require.True(t, errors.Is(err, errStorage))
+		require.Equal(t, before, m.snapshot())
+	})
+}

@@ -316,7 +316,7 @@ func (acct *account) fields() map[string]any {
 	}
 	return map[string]any{
 		"appid":           acct.AppID,
-		"secret_set_time": acct.SecretSetTime.Format(time.RFC3339),
+		"secret_set_time": timestamp(acct.SecretSetTime),
 		"base_url":        acct.BaseURL,
 		"proxy_url":       proxy,
 		"ca_pem":          acct.CAPEM,

@@ -43,6 +43,9 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		// comes first.
 		Paths: framework.PathAppend(
 			b.tokenPaths(),
+			b.refreshPaths(),
+			b.statusPaths(),
+			b.rotatePaths(),
 			b.configPaths(),
 		),
 		InitializeFunc:    b.initialize,

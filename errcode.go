@@ -116,6 +116,14 @@ type problem struct {
 	detail  string // the cause, or the errmsg of an undocumented errcode; scrubbed
 	rid     string // WeChat's request ID, if it gave one
 	ip      string // the caller's IP as WeChat saw it, if it named one
+	local   bool   // the engine's own limit: WeChat was not asked
+}
+
+// definite reports whether it is certain that a forced call did nothing: WeChat
+// refused it, or was not asked.
+func (p *problem) definite() bool {
+	_, documented := errcodes[p.errcode]
+	return p.local || documented && p.class != classTransient
 }
 
 // Error says what happened, as WeChat saw it, and what to do about it.

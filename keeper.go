@@ -3,7 +3,6 @@ package wechat
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -43,6 +42,7 @@ const (
 type keeper struct {
 	log    hclog.Logger
 	client *client
+	gates  gates
 
 	// writable tells whether this node may write to storage; where it may not,
 	// it does not call WeChat either.
@@ -58,6 +58,9 @@ type keeper struct {
 
 	mu      sync.RWMutex
 	tracked map[string]*tracked // guarded by mu
+
+	revocations map[string]*revocation // what is pending, by name; guarded by mu
+	histories   sync.Mutex             // held while a history is changed in storage
 }
 
 // tracked is an account in memory.
@@ -92,7 +95,7 @@ func (t *tracked) current() *state {
 }
 
 func newKeeper(log hclog.Logger, c *client, writable func() bool) *keeper {
-	k := &keeper{log: log, client: c, writable: writable, loaded: make(chan struct{}), tracked: make(map[string]*tracked)}
+	k := &keeper{log: log, client: c, writable: writable, loaded: make(chan struct{}), tracked: make(map[string]*tracked), revocations: make(map[string]*revocation)}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.schedule = newSchedule(func(t *tracked) bool { return t.current() != nil && t.current().failure != nil })
 	return k
@@ -136,7 +139,13 @@ func (k *keeper) release(t *tracked) {
 	switch st := t.current(); {
 	case t.gone:
 	case st != nil:
-		k.schedule.set(t, st.wake())
+		at := st.wake()
+		if r := k.pendingRevocation(t.name); r != nil && (at.IsZero() || r.next.Before(at)) {
+			at = r.next
+		}
+		k.schedule.set(t, at)
+	case t.state.Load() != nil: // overtaken by a change in storage
+		k.schedule.set(t, wallClock())
 	case t.unsure:
 		k.schedule.set(t, wallClock().Add(reloadInterval))
 	default:
@@ -167,8 +176,12 @@ func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) (*stat
 	if err != nil {
 		return nil, err
 	}
+	h, err := readHistory(ctx, s, acct.AppID)
+	if err != nil {
+		return nil, err
+	}
 	t.unsure = false
-	st := newState(acct, tok, rand.Float64()) //nolint:gosec // jitter needs no secrecy
+	st := newState(acct, tok, h.Epoch, rand.Float64()) //nolint:gosec // jitter needs no secrecy
 	st.generation = generation
 	t.state.Store(st)
 	return st, nil
@@ -226,22 +239,81 @@ func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (*sta
 	return nil, st.failure.problem
 }
 
-// refresh asks WeChat for the account's token, stores it if it is another one,
-// and remembers what came of it. The caller holds the lock.
+// look returns the account's state as it is, nil if it is not configured.
+func (k *keeper) look(ctx context.Context, s logical.Storage, name string) (*state, error) {
+	if t := k.lookup(name); t != nil {
+		if st := t.current(); st != nil {
+			return st, nil
+		}
+	}
+	t, st, err := k.acquireLoaded(ctx, s, name)
+	if err != nil {
+		return nil, err
+	}
+	k.release(t)
+	return st, nil
+}
+
+// refreshNow answers an application that WeChat told its token is not valid.
+// rejected is that token, or empty. It asks WeChat at most once in settleTime,
+// and never by force. changed tells whether the account's token is another one
+// now. The state is nil if the account is not configured.
+func (k *keeper) refreshNow(ctx context.Context, s logical.Storage, name, rejected string) (st *state, changed bool, err error) {
+	var seen *state // what was known when the request came
+	if t := k.lookup(name); t != nil {
+		seen = t.current()
+	}
+	if seen != nil && rejected != "" && seen.usable(wallClock()) && seen.token.AccessToken != rejected {
+		return seen, true, nil
+	}
+	t, st, err := k.acquireLoaded(ctx, s, name)
+	if err != nil || st == nil {
+		if err == nil {
+			k.release(t)
+		}
+		return nil, false, err
+	}
+	defer k.release(t)
+	if seen == nil {
+		seen = st
+	}
+	if rejected == "" && seen.token != nil {
+		rejected = seen.token.AccessToken
+	}
+	now := wallClock()
+	another := st.usable(now) && st.token.AccessToken != rejected
+	switch {
+	case another && rejected != "":
+		return st, true, nil
+	case st.failure.holds(now), st.failure != nil && now.Sub(st.failure.at) < settleTime:
+		return nil, false, st.failure.problem
+	case st.usable(now) && st.failure == nil && now.Sub(st.lastSuccess) < settleTime:
+		return st, another, nil
+	case !k.writable():
+		return nil, false, logical.ErrReadOnly
+	}
+	if st, err = k.refresh(ctx, s, t, st); err != nil {
+		return nil, false, err
+	}
+	if st.failure != nil {
+		return nil, false, st.failure.problem
+	}
+	return st, st.token.AccessToken != rejected, nil
+}
+
+// refresh makes one normal call, stores the token if it is another one, and
+// remembers what came of it. The caller holds the lock.
 func (k *keeper) refresh(ctx context.Context, s logical.Storage, t *tracked, st *state) (*state, error) {
 	ctx, cancel := outlive(ctx)
 	defer cancel()
-	acct, err := readAccount(ctx, s, t.name)
-	if err == nil && (acct == nil || acct.ID != st.accountID) {
-		// Another node changed it under this one's feet.
-		t.state.Store(nil)
-		return nil, fmt.Errorf("the configuration of account %q changed meanwhile: try again", t.name)
+	acct, err := k.accountOf(ctx, s, t, st)
+	if errors.Is(err, errChanged) {
+		return nil, err
 	}
 	var g *grant
 	var tok *token
 	if err == nil {
-		if g, err = k.ask(acct.endpoint()); err == nil {
-			tok = g.adopt(st.token, acct.ID)
+		if g, tok, err = k.ask(ctx, s, t.name, acct, st.token); err == nil {
 			err = k.store(ctx, s, t.name, st.token, tok)
 		}
 	}
@@ -251,11 +323,11 @@ func (k *keeper) refresh(ctx context.Context, s logical.Storage, t *tracked, st 
 	if err != nil {
 		p := asProblem(err)
 		st = st.failed(p, wallClock(), syncJitter())
-		k.log.Warn("no token from WeChat", "account", t.name, "appid", st.appID, "class", string(p.class),
-			"errcode", p.errcode, "rid", p.rid, "failures", st.failure.count, "next_attempt", st.failure.next.UTC().Format(time.RFC3339), "message", p.message())
+		k.log.Warn("no token from WeChat", "account", t.name, "appid", st.appID, "class", string(p.class), "errcode", p.errcode, "rid", p.rid,
+			"failures", st.failure.count, "next_attempt", timestamp(st.failure.next), "message", p.message())
 	} else {
 		if st.failure != nil || st.token == nil || st.token.AccessToken != tok.AccessToken {
-			k.log.Debug("token from WeChat", "account", t.name, "appid", st.appID, "expire_time", tok.ExpireTime.Format(time.RFC3339))
+			k.log.Debug("token from WeChat", "account", t.name, "appid", st.appID, "expire_time", timestamp(tok.ExpireTime))
 		}
 		st = st.succeeded(g, tok, syncJitter())
 	}
@@ -263,15 +335,49 @@ func (k *keeper) refresh(ctx context.Context, s logical.Storage, t *tracked, st 
 	return st, nil
 }
 
-var errUnmounted = errors.New("the mount is being closed")
+var (
+	errUnmounted = errors.New("the mount is being closed")
+	errChanged   = errors.New("the configuration of the account was changed meanwhile: try again")
+)
 
-// ask makes one normal call. A token that is about to end is no answer.
-func (k *keeper) ask(e endpoint) (*grant, error) {
-	g, err := k.client.stableToken(k.ctx, e, false)
-	if err == nil && g.end().Sub(g.answered) < minTTL {
-		return nil, &problem{rule: ruleAnswer, detail: fmt.Sprintf("the token it holds has only %s left", g.lifetime)}
+// accountOf reads the configuration that belongs to a state.
+func (k *keeper) accountOf(ctx context.Context, s logical.Storage, t *tracked, st *state) (*account, error) {
+	acct, err := readAccount(ctx, s, t.name)
+	if err == nil && (acct == nil || acct.ID != st.accountID) {
+		t.state.Store(nil) // another node changed it
+		return nil, errChanged
 	}
-	return g, err
+	return acct, err
+}
+
+// ask makes one normal call, and turns its answer into the token to keep
+// instead of old, which is nil where there is none.
+func (k *keeper) ask(ctx context.Context, s logical.Storage, name string, acct *account, old *token) (*grant, *token, error) {
+	leave, err := k.gates.enter(ctx, acct.AppID, normalCall)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer leave()
+	h, err := readHistory(ctx, s, acct.AppID)
+	if err != nil {
+		return nil, nil, err
+	}
+	g, err := k.client.stableToken(k.ctx, acct.endpoint(), false)
+	if err == nil {
+		err = g.check()
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if old != nil && old.AccountID == acct.ID && old.Epoch == h.Epoch && g.token != old.AccessToken && old.ExpireTime.Sub(g.asked) > overlap {
+		// Somebody outside replaced it by force: the other accounts with this
+		// appid hold a dead token too.
+		if h, err = k.changeHistory(ctx, s, acct.AppID, func(h *history) error { h.Epoch++; return nil }); err != nil {
+			return nil, nil, err
+		}
+		k.doubtTwins(name, acct.AppID)
+	}
+	return g, g.adopt(old, acct.ID, h.Epoch), nil
 }
 
 // store writes the token unless it is the stored one.
@@ -315,7 +421,12 @@ func (k *keeper) tend(s logical.Storage, t *tracked) {
 		k.reload(k.ctx, s, t)
 		return
 	}
-	if at := st.wake(); at.IsZero() || wallClock().Before(at) {
+	now := wallClock()
+	if r := k.pendingRevocation(t.name); r != nil && !now.Before(r.next) {
+		k.revoke(s, t, st, r)
+		return
+	}
+	if at := st.wake(); at.IsZero() || now.Before(at) {
 		return
 	}
 	// Its error is in the state, or the account is no longer there.
@@ -354,10 +465,9 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	var g *grant
 	tok := stored
 	if verify {
-		if g, err = k.ask(acct.endpoint()); err != nil {
+		if g, tok, err = k.ask(ctx, s, name, acct, stored); err != nil {
 			return err
 		}
-		tok = g.adopt(stored, acct.ID)
 	} else if stored != nil && stored.AccountID != acct.ID {
 		tok = nil
 	}
@@ -371,9 +481,14 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 		k.reload(ctx, s, t)
 		return err
 	}
-	next := newState(acct, tok, syncJitter())
-	if st != nil && st.accountID == acct.ID {
+	var next *state
+	switch {
+	case st != nil && st.accountID == acct.ID:
 		next = st.reconfigured(acct, syncJitter())
+	case tok != nil:
+		next = newState(acct, tok, tok.Epoch, syncJitter())
+	default:
+		next = newState(acct, nil, 0, syncJitter())
 	}
 	if g != nil {
 		next = next.succeeded(g, tok, syncJitter())
@@ -430,6 +545,9 @@ func (k *keeper) remove(ctx context.Context, s logical.Storage, name string) err
 		return err
 	}
 	t.state.Store(nil)
+	if r := k.pendingRevocation(name); r != nil {
+		k.dropRevocation(ctx, s, name, r)
+	}
 	return nil
 }
 
@@ -557,6 +675,7 @@ func (k *keeper) loadAll(s logical.Storage) {
 		case <-time.After(backoffTransient.after(n)):
 		}
 	}
+	k.loadRevocations(s)
 	var group errgroup.Group
 	group.SetLimit(loaders)
 	for _, name := range all {

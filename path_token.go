@@ -60,11 +60,11 @@ func (b *backend) readTokenPath(ctx context.Context, req *logical.Request, data 
 		"ttl":                 st.ttl(now),
 		"rotation_period":     int64(rotationPeriod / time.Second),
 		"last_vault_rotation": st.token.RotatedAt.Format(time.RFC3339Nano),
-		"expire_time":         st.token.ExpireTime.Format(time.RFC3339),
+		"expire_time":         timestamp(st.token.ExpireTime),
 	}}
 	if !now.Before(st.due) && st.failure != nil {
 		resp.AddWarning(fmt.Sprintf("This token is valid until %s but could not be replaced yet: %s. Next attempt at %s.",
-			st.end.UTC().Format(time.RFC3339), st.failure, st.failure.next.UTC().Format(time.RFC3339)))
+			timestamp(st.end), st.failure, timestamp(st.failure.next)))
 	}
 	return resp, nil
 }

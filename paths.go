@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"net/http"
 	"strings"
 
@@ -17,56 +19,70 @@ import (
 // their own.
 type accountPath struct {
 	prefix      string // with a trailing slash
-	noun        string // what the area holds of each account, for OpenAPI
+	noun        string // what the area lists, for OpenAPI; empty if it does not
 	synopsis    string
 	description string
 	fields      map[string]*framework.FieldSchema // besides the name
 	operations  map[logical.Operation]framework.OperationHandler
 	exists      framework.ExistenceFunc
+	list        framework.OperationFunc // nil lists the names alone
 }
 
 // paths makes the framework's paths of an area: its accounts, and the lists of
 // them at every level. The pattern takes every name, so that a wrong one is
 // answered with the rule instead of "unsupported path".
 func (b *backend) paths(area accountPath) []*framework.Path {
-	list := func(suffix string) *framework.PathOperation {
-		return &framework.PathOperation{
-			Callback: b.listAccounts,
-			Summary:  "List the accounts.",
-			DisplayAttrs: &framework.DisplayAttributes{
-				OperationVerb: "list", OperationSuffix: area.noun + suffix,
-			},
-			Responses: map[int][]framework.Response{
-				http.StatusOK: {{Description: "The names, and with a trailing slash the levels below", Fields: map[string]*framework.FieldSchema{
-					"keys": {Type: framework.TypeStringSlice, Description: "Names and levels."},
-				}}},
-			},
-		}
-	}
 	item := &framework.Path{
 		Pattern: area.prefix + `(?P<name>[\s\S]+)`,
 		Fields: map[string]*framework.FieldSchema{
 			"name": {Type: framework.TypeString, Description: "The account's name: " + nameRule + ".", Required: true},
 		},
-		Operations:      map[logical.Operation]framework.OperationHandler{logical.ListOperation: list("-below")},
+		Operations:      maps.Clone(area.operations),
 		ExistenceCheck:  area.exists,
 		HelpSynopsis:    area.synopsis,
 		HelpDescription: area.description,
 		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix, ItemType: "Account"},
 	}
-	for name, schema := range area.fields {
-		item.Fields[name] = schema
+	maps.Copy(item.Fields, area.fields)
+	if area.noun == "" {
+		return []*framework.Path{item}
 	}
-	for op, handler := range area.operations {
-		item.Operations[op] = handler
-	}
-	return []*framework.Path{item, {
+	all := &framework.Path{
 		Pattern:         area.prefix + "?$",
-		Operations:      map[logical.Operation]framework.OperationHandler{logical.ListOperation: list("")},
 		HelpSynopsis:    "List the accounts of this mount.",
 		HelpDescription: listHelp,
 		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
-	}}
+	}
+	callback, keyInfo := area.list, map[string]*framework.FieldSchema{}
+	if callback == nil {
+		callback = b.listAccounts
+	} else {
+		maps.Copy(item.Fields, listFields)
+		all.Fields = listFields
+		keyInfo["key_info"] = &framework.FieldSchema{Type: framework.TypeMap, Description: "What is known of each name."}
+	}
+	list := func(suffix string) map[logical.Operation]framework.OperationHandler {
+		response := map[string]*framework.FieldSchema{
+			"keys": {Type: framework.TypeStringSlice, Description: "Names, and with a trailing slash the levels below."},
+		}
+		maps.Copy(response, keyInfo)
+		return map[logical.Operation]framework.OperationHandler{logical.ListOperation: &framework.PathOperation{
+			Callback:     callback,
+			Summary:      "List the accounts of a level.",
+			DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "list", OperationSuffix: area.noun + suffix},
+			Responses:    map[int][]framework.Response{http.StatusOK: {{Description: "The accounts", Fields: response}}},
+		}}
+	}
+	all.Operations = list("")
+	maps.Copy(item.Operations, list("-below"))
+	return []*framework.Path{item, all}
+}
+
+// listFields are the parameters of a list that may be long.
+var listFields = map[string]*framework.FieldSchema{
+	"recursive": {Type: framework.TypeBool, Query: true, Description: "List the accounts of all levels below, too."},
+	"after":     {Type: framework.TypeString, Query: true, Description: "List only what comes after this name."},
+	"limit":     {Type: framework.TypeInt, Query: true, Description: "List no more than this; 0 lists all."},
 }
 
 // accountName returns the name in the request's path.
@@ -75,15 +91,22 @@ func accountName(data *framework.FieldData) (string, error) {
 	return name, checkName(name)
 }
 
-// listAccounts lists one level of the accounts, whatever the area.
+// listLevel returns the level in a list's path: empty, or a name with a trailing
+// slash.
+func listLevel(data *framework.FieldData) (string, error) {
+	name, ok := data.Raw["name"].(string)
+	if !ok {
+		return "", nil
+	}
+	name = strings.TrimSuffix(name, "/")
+	return name + "/", checkName(name)
+}
+
+// listAccounts lists the names of one level of the accounts, whatever the area.
 func (b *backend) listAccounts(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
-	level := ""
-	if name, ok := data.Raw["name"].(string); ok {
-		level = strings.TrimSuffix(name, "/")
-		if err := checkName(level); err != nil {
-			return logical.ErrorResponse(err.Error()), nil
-		}
-		level += "/"
+	level, err := listLevel(data)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
 	}
 	keys, err := req.Storage.List(ctx, configPrefix+level)
 	if err != nil {
@@ -130,6 +153,10 @@ func checkTypes(schema map[string]*framework.FieldSchema, data map[string]any) e
 		case framework.TypeBool:
 			if _, err := parseutil.ParseBool(value); err != nil {
 				return fmt.Errorf("%s must be true or false", field)
+			}
+		case framework.TypeInt:
+			if n, err := parseutil.ParseInt(value); err != nil || n < 0 || n > math.MaxInt32 {
+				return fmt.Errorf("%s must be a whole number and not negative", field)
 			}
 		case framework.TypeDurationSecond:
 			if _, err := wholeSeconds(value); err != nil {

@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -14,6 +15,10 @@ const (
 	// normal call within the last 300 s is answered with a new token; the 10 s
 	// between are for clocks that differ.
 	refreshMargin = 290 * time.Second
+
+	// overlap is the last part of a token's life, in which WeChat replaces it at
+	// a normal call, and the old token and the new one both work.
+	overlap = 300 * time.Second
 
 	// rotationPeriod is the usual life of a token in the cache.
 	rotationPeriod = maxLifetime - refreshMargin
@@ -39,14 +44,23 @@ type token struct {
 	AccessToken string    `json:"access_token"`
 	RotatedAt   time.Time `json:"last_vault_rotation"` // when it was asked for first, in milliseconds
 	ExpireTime  time.Time `json:"expire_time"`         // in whole seconds, never after its real end
+
+	// Epoch is that of the appid's history when WeChat confirmed the token last.
+	Epoch int `json:"epoch"`
+
+	// Forced counts how often the account's token was replaced by force.
+	Forced int `json:"forced"`
+
+	// RevokedAt is when the last revocation was complete, zero if there was none.
+	RevokedAt time.Time `json:"revoked_at"`
 }
 
 // adopt turns an answer into the token to keep. If WeChat handed out the token
 // that the engine already has, its times stay as they are, but for an end that
 // this machine's clock has passed and WeChat's has not.
-func (g *grant) adopt(old *token, accountID string) *token {
+func (g *grant) adopt(old *token, accountID string, epoch int) *token {
 	t := &token{
-		Version: schemaVersion, AccountID: accountID, AccessToken: g.token,
+		Version: schemaVersion, AccountID: accountID, AccessToken: g.token, Epoch: epoch,
 		RotatedAt:  g.asked.UTC().Truncate(time.Millisecond),
 		ExpireTime: g.end(),
 	}
@@ -61,7 +75,21 @@ func (g *grant) adopt(old *token, accountID string) *token {
 		// Another token never has the same time, however fast they follow.
 		t.RotatedAt = t.RotatedAt.Add(time.Millisecond)
 	}
+	if old != nil && old.AccountID == accountID {
+		t.Forced, t.RevokedAt = old.Forced, old.RevokedAt
+		if old.AccessToken != g.token && old.Epoch != epoch {
+			t.Forced++
+		}
+	}
 	return t
+}
+
+// check refuses a token that is about to end.
+func (g *grant) check() error {
+	if g.end().Sub(g.answered) < minTTL {
+		return &problem{rule: ruleAnswer, detail: fmt.Sprintf("the token it holds has only %s left", g.lifetime)}
+	}
+	return nil
 }
 
 // end is the earliest moment at which the token can end, by this answer, cut to
@@ -88,6 +116,10 @@ type state struct {
 	due   time.Time // when the token is to be replaced
 	sync  time.Time // when it is to be compared with WeChat's, zero if never
 
+	// doubted is set while a forced call may have killed the token: it is not
+	// handed out until a normal call has confirmed or replaced it.
+	doubted bool
+
 	failure     *failure  // the last attempt, if it failed
 	lastSuccess time.Time // of a call, since the plugin started
 
@@ -104,16 +136,38 @@ type failure struct {
 	run   int       // of them, the latest of the same class
 }
 
-// newState is what storage tells of an account. The first comparison with
-// WeChat is spread over the interval by jitter, from 0 to 1.
-func newState(acct *account, t *token, jitter float64) *state {
+// newState is what storage tells of an account, epoch being that of its appid's
+// history. The first comparison with WeChat is spread over the interval by
+// jitter, from 0 to 1.
+func newState(acct *account, t *token, epoch int, jitter float64) *state {
 	st := &state{accountID: acct.ID, appID: acct.AppID, maxTTL: acct.MaxTTL, syncInterval: acct.SyncInterval}
 	if t != nil && t.AccountID == acct.ID {
 		st.token, st.end = t, t.ExpireTime
 		st.due = dueAt(t.RotatedAt, t.ExpireTime.Sub(t.RotatedAt))
 		st.scheduleSync(wallClock(), jitter)
+		if t.Epoch != epoch {
+			st = st.doubtedSince(wallClock())
+		}
 	}
 	return st
+}
+
+// doubtedSince is the state once a forced call may have killed the token.
+func (st *state) doubtedSince(now time.Time) *state {
+	next := *st
+	next.doubted = true
+	if now.Before(next.due) {
+		next.due = now
+	}
+	return &next
+}
+
+// forced counts how often the account's token was replaced by force.
+func (st *state) forced() int {
+	if st.token == nil {
+		return 0
+	}
+	return st.token.Forced
 }
 
 // reconfigured is the state after a change of the configuration that leaves the
@@ -136,7 +190,7 @@ func (st *state) scheduleSync(now time.Time, fraction float64) {
 
 // usable reports whether the token may be handed out.
 func (st *state) usable(now time.Time) bool {
-	return st.token != nil && st.end.Sub(now) >= minTTL
+	return st.token != nil && !st.doubted && st.end.Sub(now) >= minTTL
 }
 
 // settled reports whether a read is answered from memory: with a token that is
@@ -207,6 +261,11 @@ func (st *state) succeeded(g *grant, t *token, jitter float64) *state {
 	if shortened || !g.asked.Before(next.due) {
 		next.due = dueAt(g.asked, g.lifetime)
 	}
+	if st.doubted && st.token != nil && st.token.AccessToken == t.AccessToken && g.answered.Add(forcedSpacing).Before(next.due) {
+		// The forced call in question may still be on its way: look again soon.
+		next.sync = g.answered.Add(forcedSpacing)
+	}
+	next.doubted = false
 	next.token = t
 	return &next
 }
@@ -236,3 +295,6 @@ func readToken(ctx context.Context, s logical.Storage, name string) (*token, err
 	}
 	return t, nil
 }
+
+// timestamp is how a time is shown: RFC 3339 in UTC.
+func timestamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -3,6 +3,7 @@ package wechat
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -16,9 +17,14 @@ const (
 	// and its deletion.
 	walChange = "change"
 
+	// walRevocation is the kind of the entries that carry a revocation until it
+	// is complete.
+	walRevocation = "revocation"
+
 	// walMinAge is the age at which Vault hands an entry to rollback. It only
 	// spares work: rollback waits for the account's lock, so it never sees a
-	// change half done by somebody who is still at it.
+	// change half done by somebody who is still at it, and a revocation that the
+	// background already has in hand is left to it.
 	walMinAge = 10 * time.Second
 )
 
@@ -53,8 +59,42 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, kind strin
 			return err
 		}
 		return b.keeper.reconcile(ctx, req.Storage, c.Name)
+	case walRevocation:
+		var r revocation
+		if err := decodeWAL(data, &r); err != nil {
+			return err
+		}
+		if over, err := b.keeper.resumeRevocation(ctx, req.Storage, &r); err != nil || over {
+			return err
+		}
+		return errPending // keeps the entry
 	default:
 		return fmt.Errorf("the write-ahead log holds an entry of the unknown kind %q: was it written by a newer version of the plugin?", kind)
+	}
+}
+
+// errPending tells Vault to keep an entry; it does not log that.
+var errPending = errors.New("still pending")
+
+// loadRevocations takes up what the write-ahead log holds, so that it goes on
+// at once after a start.
+func (k *keeper) loadRevocations(s logical.Storage) {
+	ids, err := framework.ListWAL(k.ctx, s)
+	if err != nil {
+		k.log.Error("the write-ahead log cannot be listed", "error", err)
+		return // Vault's tick brings the entries
+	}
+	for _, id := range ids {
+		entry, err := framework.GetWAL(k.ctx, s, id)
+		if err != nil || entry == nil || entry.Kind != walRevocation {
+			continue
+		}
+		var r revocation
+		if decodeWAL(entry.Data, &r) != nil {
+			continue
+		}
+		r.walID, r.next = id, r.Requested.Add(forcedSpacing)
+		k.pendRevocation(&r)
 	}
 }
 

@@ -1,0 +1,76 @@
+package wechat
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const refreshPrefix = "refresh/"
+
+func (b *backend) refreshPaths() []*framework.Path {
+	return b.paths(accountPath{
+		prefix:      refreshPrefix,
+		synopsis:    "Report that WeChat rejected an account's token.",
+		description: refreshHelp,
+		fields: map[string]*framework.FieldSchema{
+			"rejected_token": {
+				Type:         framework.TypeString,
+				Description:  "The token that WeChat rejected.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Rejected token", Sensitive: true},
+			},
+		},
+		operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{
+				Callback:     b.refreshToken,
+				Summary:      "Report a rejected token; WeChat is asked once if need be.",
+				DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "refresh", OperationSuffix: "token"},
+				Responses: map[int][]framework.Response{http.StatusOK: {{Description: "What holds now", Fields: map[string]*framework.FieldSchema{
+					"changed":             {Type: framework.TypeBool, Description: "Whether the account's token is another one now: read it at token/<name>.", Required: true},
+					"last_vault_rotation": {Type: framework.TypeString, Description: "When Vault got the current token, RFC 3339 in UTC.", Required: true},
+					"expire_time":         {Type: framework.TypeString, Description: "When the current token ends at the latest, RFC 3339 in UTC.", Required: true},
+					"ttl":                 {Type: framework.TypeInt64, Description: "Seconds after which to read the token again.", Required: true},
+				}}}},
+				ForwardPerformanceStandby:   true,
+				ForwardPerformanceSecondary: true,
+			},
+		},
+	})
+}
+
+func (b *backend) refreshToken(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := accountName(data)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	st, changed, err := b.keeper.refreshNow(ctx, req.Storage, name, data.Get("rejected_token").(string))
+	if err != nil {
+		return failureResponse(fmt.Sprintf("the token of account %q was not refreshed", name), err)
+	}
+	if st == nil {
+		return unknownAccount(req, name), nil
+	}
+	return &logical.Response{Data: map[string]any{
+		"changed":             changed,
+		"last_vault_rotation": st.token.RotatedAt.Format(time.RFC3339Nano),
+		"expire_time":         timestamp(st.token.ExpireTime),
+		"ttl":                 st.ttl(wallClock()),
+	}}, nil
+}
+
+const refreshHelp = `
+An application whose call WeChat answered with 40001, 40014 or 42001 reports the
+token it used:
+
+    $ vault write wechat/refresh/myapp rejected_token=-
+
+If Vault already has another token the answer is changed=true at once. Otherwise
+WeChat is asked, in normal mode and at most once in ten seconds however many
+applications report: changed says whether the account's token is another one
+now. If so, read it at token/<name>. If not, WeChat stands by the token, and the
+fault lies elsewhere. A report never replaces a token by force.
+`

@@ -1,0 +1,82 @@
+package wechat
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const rotatePrefix = "rotate/"
+
+func (b *backend) rotatePaths() []*framework.Path {
+	return b.paths(accountPath{
+		prefix:      rotatePrefix,
+		synopsis:    "Replace an account's token by force.",
+		description: rotateHelp,
+		fields: map[string]*framework.FieldSchema{
+			"revoke": {
+				Type:         framework.TypeBool,
+				Description:  "Answer a leak: a second forced refresh follows, so that the leaked token is dead for certain.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Revoke"},
+			},
+		},
+		operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{
+				Callback:     b.rotateToken,
+				Summary:      "Replace the account's token by force: the old one dies for everybody.",
+				DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "rotate", OperationSuffix: "token"},
+				Responses: map[int][]framework.Response{http.StatusOK: {{Description: "What holds now", Fields: map[string]*framework.FieldSchema{
+					"last_vault_rotation": {Type: framework.TypeString, Description: "When Vault got the current token, RFC 3339 in UTC.", Required: true},
+					"expire_time":         {Type: framework.TypeString, Description: "When the current token ends at the latest, RFC 3339 in UTC.", Required: true},
+					"rotations_remaining": {Type: framework.TypeInt, Description: "Forced refreshes of this appid left in the rolling 24 hours.", Required: true},
+				}}}},
+				ForwardPerformanceStandby:   true,
+				ForwardPerformanceSecondary: true,
+			},
+		},
+	})
+}
+
+func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := accountName(data)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	revoke := data.Get("revoke").(bool)
+	done, err := b.keeper.rotate(ctx, req.Storage, name, revoke)
+	if err != nil {
+		return failureResponse(fmt.Sprintf("it is not certain that the token of account %q was replaced", name), err)
+	}
+	if done == nil {
+		return unknownAccount(req, name), nil
+	}
+	resp := &logical.Response{Data: map[string]any{
+		"last_vault_rotation": done.state.token.RotatedAt.Format(time.RFC3339Nano),
+		"expire_time":         timestamp(done.state.token.ExpireTime),
+		"rotations_remaining": done.remaining,
+	}}
+	if done.same {
+		resp.AddWarning("WeChat handed out the same token again: nothing was rotated. It counts as one of the day's forced refreshes.")
+	}
+	return resp, nil
+}
+
+const rotateHelp = `
+Writing rotate/<name> makes one forced refresh: WeChat replaces the token, and
+the old one is dead at once for everybody who still holds it. WeChat allows this
+20 times in 24 hours for an appid, and 30 seconds apart; the engine counts, also
+across restarts and over all names with the same appid, and answers 429 with the
+seconds to wait. Consumers find the new token when they read again, which is
+within the account's max_ttl.
+
+For a token that has leaked write revoke=true: a second forced refresh follows
+after 30 seconds, by itself, also when Vault is sealed or restarted in between.
+status/<name> shows "revocation" as "pending" until it is done.
+
+This costs every consumer of the account a moment without a valid token. For a
+token that WeChat rejected use refresh/<name>.
+`

@@ -1,0 +1,203 @@
+package wechat
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const statusPrefix = "status/"
+
+// The states of an account.
+const (
+	statePending  = "pending"  // no token was ever fetched
+	stateHealthy  = "healthy"  // the token holds and the last attempt succeeded
+	stateDegraded = "degraded" // the token holds, the last attempt failed
+	stateFailing  = "failing"  // there is no valid token
+)
+
+// revocationPending is shown while the second forced refresh of a revocation is
+// still to come.
+const revocationPending = "pending"
+
+func (b *backend) statusPaths() []*framework.Path {
+	return b.paths(accountPath{
+		prefix:      statusPrefix,
+		noun:        "statuses",
+		synopsis:    "The health of an account, without its token.",
+		description: statusHelp,
+		list:        b.listStatus,
+		operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: &framework.PathOperation{
+				Callback:     b.readStatus,
+				Summary:      "Read the account's health: its state, its token's times, its last error and what to do.",
+				DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "read", OperationSuffix: "status"},
+				Responses: map[int][]framework.Response{http.StatusOK: {{Description: "The account's health; a field without a value is null", Fields: map[string]*framework.FieldSchema{
+					"appid":                {Type: framework.TypeString, Description: "The account's AppID."},
+					"state":                {Type: framework.TypeString, Description: "pending, healthy, degraded or failing."},
+					"last_vault_rotation":  {Type: framework.TypeString, Description: "When Vault got the current token."},
+					"expire_time":          {Type: framework.TypeString, Description: "When the current token ends at the latest."},
+					"next_refresh_time":    {Type: framework.TypeString, Description: "When the current token is due to be replaced."},
+					"last_success_time":    {Type: framework.TypeString, Description: "When WeChat last answered with a token, since the plugin started."},
+					"last_error":           {Type: framework.TypeMap, Description: "The last attempt, if it failed: errcode, class, message, rid, time, advice."},
+					"consecutive_failures": {Type: framework.TypeInt, Description: "Failed attempts since the last one that did not fail."},
+					"next_attempt_time":    {Type: framework.TypeString, Description: "Before when no further attempt is made, after a failure."},
+					"rotations_remaining":  {Type: framework.TypeInt, Description: "Forced refreshes of this appid left in the rolling 24 hours."},
+					"revocation":           {Type: framework.TypeString, Description: "pending, or when the last revocation was complete."},
+				}}}},
+			},
+		},
+	})
+}
+
+func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := accountName(data)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	st, err := b.keeper.look(ctx, req.Storage, name)
+	if err != nil {
+		return nil, err
+	}
+	if st == nil {
+		return unknownAccount(req, name), nil
+	}
+	h, err := readHistory(ctx, req.Storage, st.appID)
+	if err != nil {
+		return nil, err
+	}
+	now := wallClock()
+	fields := map[string]any{
+		"appid":                st.appID,
+		"state":                st.health(now),
+		"last_vault_rotation":  nil,
+		"expire_time":          nil,
+		"next_refresh_time":    nil,
+		"last_success_time":    orNull(st.lastSuccess),
+		"last_error":           nil,
+		"consecutive_failures": 0,
+		"next_attempt_time":    nil,
+		"rotations_remaining":  h.remaining(),
+		"revocation":           nil,
+	}
+	if t := st.token; t != nil {
+		fields["last_vault_rotation"] = t.RotatedAt.Format(time.RFC3339Nano)
+		fields["expire_time"] = timestamp(t.ExpireTime)
+		fields["next_refresh_time"] = timestamp(st.due)
+		fields["revocation"] = orNull(t.RevokedAt)
+	}
+	if b.keeper.pendingRevocation(name) != nil {
+		fields["revocation"] = revocationPending
+	}
+	if f := st.failure; f != nil {
+		last := map[string]any{
+			"errcode": nil, "class": string(f.class), "message": f.message(),
+			"rid": nil, "time": timestamp(f.at), "advice": f.advice,
+		}
+		if f.errcode != 0 {
+			last["errcode"] = f.errcode
+		}
+		if f.rid != "" {
+			last["rid"] = f.rid
+		}
+		fields["last_error"] = last
+		fields["consecutive_failures"] = f.count
+		fields["next_attempt_time"] = timestamp(f.next)
+	}
+	return &logical.Response{Data: fields}, nil
+}
+
+// listStatus lists one level of the accounts, with the health of each; a level
+// below has none of its own.
+func (b *backend) listStatus(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	level, err := listLevel(data)
+	if err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	var keys []string
+	if data.Get("recursive").(bool) {
+		keys, err = logical.CollectKeys(ctx, logical.NewStorageView(req.Storage, configPrefix+level))
+		slices.Sort(keys)
+	} else {
+		keys, err = req.Storage.List(ctx, configPrefix+level)
+	}
+	if err != nil {
+		return nil, err
+	}
+	keys = page(keys, data.Get("after").(string), data.Get("limit").(int))
+	now := wallClock()
+	info := make(map[string]any, len(keys))
+	for _, key := range keys {
+		if strings.HasSuffix(key, "/") {
+			continue
+		}
+		st, err := b.keeper.look(ctx, req.Storage, level+key)
+		if err != nil {
+			return nil, err
+		}
+		if st == nil {
+			continue // deleted since it was listed
+		}
+		fields := map[string]any{"appid": st.appID, "state": st.health(now), "expire_time": nil}
+		if st.token != nil {
+			fields["expire_time"] = timestamp(st.token.ExpireTime)
+		}
+		info[key] = fields
+	}
+	return logical.ListResponseWithInfo(keys, info), nil
+}
+
+// page cuts a part out of keys, which are sorted: those after the given one, and
+// no more than limit, 0 being all.
+func page(keys []string, after string, limit int) []string {
+	if after != "" {
+		n, found := slices.BinarySearch(keys, after)
+		if found {
+			n++
+		}
+		keys = keys[n:]
+	}
+	if limit > 0 && limit < len(keys) {
+		keys = keys[:limit]
+	}
+	return keys
+}
+
+// health is the account's state in one word.
+func (st *state) health(now time.Time) string {
+	switch {
+	case st.token == nil && st.failure == nil:
+		return statePending
+	case !st.usable(now):
+		return stateFailing
+	case st.failure != nil:
+		return stateDegraded
+	}
+	return stateHealthy
+}
+
+// orNull is how a time is shown that may have no value.
+func orNull(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamp(t)
+}
+
+const statusHelp = `
+Reading status/<name> tells how an account is: "healthy", "degraded" (the last
+attempt to get a token failed, the current one still holds), "failing" (there is
+no valid token) or "pending" (nobody has read a token yet). "last_error" says
+what WeChat answered, in which class that falls, and what to do about it. What
+failed is kept in memory: it is forgotten at a restart and at a write of the
+configuration. Neither token nor secret is ever shown.
+
+LIST status/ gives appid, state and expire_time of each account of a level, as
+key_info. With recursive=true the names of all levels below are listed in one
+answer; after=<name> and limit=<n> read it in pages.
+`

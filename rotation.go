@@ -1,0 +1,456 @@
+package wechat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	rotationPrefix = "rotation/"
+
+	// WeChat's limits for forced refreshes of one appid.
+	forcedPerDay  = 20
+	forcedSpacing = 30 * time.Second
+
+	day = 24 * time.Hour
+
+	// revocationAge is how long the second forced refresh of a revocation is
+	// tried for.
+	revocationAge = day
+)
+
+// history is what storage knows of the forced refreshes of one appid, under
+// whichever names it is or was configured.
+type history struct {
+	Version int `json:"version"`
+
+	// Epoch grows before every forced call, and goes back only if WeChat
+	// definitely refused it. A token of another epoch may be dead: it is not
+	// served until a normal call has confirmed or replaced it.
+	Epoch int `json:"epoch"`
+
+	// Forced holds when the calls of the last 24 hours were made that took
+	// effect or may have.
+	Forced []time.Time `json:"forced"`
+}
+
+func historyKey(appID string) string { return rotationPrefix + url.PathEscape(appID) }
+
+// readHistory returns the stored history of an appid, an empty one if there is
+// none, without what is older than a day.
+func readHistory(ctx context.Context, s logical.Storage, appID string) (*history, error) {
+	h := &history{}
+	found, err := readEntry(ctx, s, historyKey(appID), h, &h.Version)
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return &history{Version: schemaVersion}, nil
+	}
+	now := wallClock()
+	recent := h.Forced[:0]
+	for _, at := range h.Forced {
+		if at.After(now) {
+			at = now // the clock was set back
+		}
+		if now.Sub(at) < day {
+			recent = append(recent, at)
+		}
+	}
+	h.Forced = recent
+	return h, nil
+}
+
+// remaining returns how many forced calls may still be made today.
+func (h *history) remaining() int { return max(0, forcedPerDay-len(h.Forced)) }
+
+// wait returns how long no forced call may be made.
+func (h *history) wait(now time.Time) time.Duration {
+	var wait time.Duration
+	if n := len(h.Forced); n > 0 {
+		wait = h.Forced[n-1].Add(forcedSpacing).Sub(now)
+		if n >= forcedPerDay {
+			wait = max(wait, h.Forced[n-forcedPerDay].Add(day).Sub(now))
+		}
+	}
+	return max(0, wait)
+}
+
+// limited is the problem of a forced call that would come too soon.
+func (h *history) limited(wait time.Duration) *problem {
+	meaning := fmt.Sprintf("WeChat wants %d seconds between two forced refreshes of an appid", forcedSpacing/time.Second)
+	if h.remaining() == 0 {
+		meaning = fmt.Sprintf("WeChat allows %d forced refreshes of an appid in 24 hours", forcedPerDay)
+	}
+	seconds := int64(math.Ceil(wait.Seconds()))
+	return &problem{
+		rule:  rule{classQuota, http.StatusTooManyRequests, backoff{wait, wait}, meaning, fmt.Sprintf("try again in %d seconds", seconds)},
+		local: true,
+	}
+}
+
+// gates keeps forced calls of an appid apart from all its other calls: what a
+// normal call brings while a forced one is on its way may be dead on arrival.
+type gates struct {
+	mu   sync.Mutex
+	open map[string]*gate // those in use, by appid
+}
+
+type gate struct {
+	calls *semaphore.Weighted
+	users int // guarded by gates.mu
+}
+
+const (
+	normalCall = 1
+	forcedCall = math.MaxInt32 // excludes all others
+)
+
+// enter waits until a call of this weight may be made; leave has to follow it.
+func (g *gates) enter(ctx context.Context, appID string, weight int64) (leave func(), err error) {
+	g.mu.Lock()
+	if g.open == nil {
+		g.open = make(map[string]*gate)
+	}
+	this := g.open[appID]
+	if this == nil {
+		this = &gate{calls: semaphore.NewWeighted(forcedCall)}
+		g.open[appID] = this
+	}
+	this.users++
+	g.mu.Unlock()
+	done := func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if this.users--; this.users == 0 {
+			delete(g.open, appID)
+		}
+	}
+	if err := this.calls.Acquire(ctx, weight); err != nil {
+		done()
+		return nil, err
+	}
+	return func() {
+		this.calls.Release(weight)
+		done()
+	}, nil
+}
+
+// changeHistory changes the stored history of an appid.
+func (k *keeper) changeHistory(ctx context.Context, s logical.Storage, appID string, change func(*history) error) (*history, error) {
+	k.histories.Lock()
+	defer k.histories.Unlock()
+	h, err := readHistory(ctx, s, appID)
+	if err != nil {
+		return nil, err
+	}
+	if err := change(h); err != nil {
+		return nil, err
+	}
+	return h, writeEntry(ctx, s, historyKey(appID), h)
+}
+
+// doubtTwins makes the other accounts with this appid read from storage again
+// whether their token still counts.
+func (k *keeper) doubtTwins(name, appID string) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	for _, t := range k.tracked {
+		// One that is being loaded may have read the history before it changed.
+		if st := t.current(); t.name != name && (st == nil || st.appID == appID) {
+			t.generation.Add(1)
+			k.schedule.set(t, wallClock())
+		}
+	}
+}
+
+// rotate replaces the account's token by force, and with revoke announces a
+// second time. The state is nil if the account is not configured; same tells
+// that WeChat handed out the same token again. An error of WeChat or of its
+// limits is a *problem.
+func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, revoke bool) (r *rotated, err error) {
+	t, st, err := k.acquireLoaded(ctx, s, name)
+	if err != nil {
+		return nil, err
+	}
+	defer k.release(t)
+	if st == nil {
+		return nil, nil
+	}
+	ctx, cancel := outlive(ctx)
+	defer cancel()
+	acct, err := k.accountOf(ctx, s, t, st)
+	if err != nil {
+		return nil, err
+	}
+	if !revoke {
+		return k.force(ctx, s, t, st, acct)
+	}
+	pending, err := k.beginRevocation(ctx, s, name, st)
+	if err != nil {
+		return nil, err
+	}
+	r, err = k.force(ctx, s, t, st, acct)
+	var p *problem
+	if err != nil && (errors.As(err, &p) && p.definite() || errors.Is(err, errNotBegun)) {
+		k.dropRevocation(ctx, s, name, pending)
+		return nil, err
+	}
+	pending.next = wallClock().Add(forcedSpacing)
+	return r, err
+}
+
+// rotated is what came of a forced refresh.
+type rotated struct {
+	state     *state
+	same      bool // WeChat handed out the token that was to be replaced
+	remaining int  // forced refreshes left today
+}
+
+// errNotBegun wraps an error before which no forced call was made.
+var errNotBegun = errors.New("no forced refresh was begun")
+
+// force makes one forced call. Whatever happens from then on, the old token is
+// not handed out again unless WeChat definitely refused, or a later normal call
+// confirms it: that is in storage before the call is made. The caller holds the
+// lock.
+func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *state, acct *account) (*rotated, error) {
+	leave, err := k.gates.enter(ctx, acct.AppID, forcedCall)
+	if err != nil {
+		return nil, errors.Join(errNotBegun, err)
+	}
+	defer leave()
+	now := wallClock()
+	h, err := k.changeHistory(ctx, s, acct.AppID, func(h *history) error {
+		if wait := h.wait(now); wait > 0 {
+			return h.limited(wait)
+		}
+		h.Epoch++
+		h.Forced = append(h.Forced, now)
+		return nil
+	})
+	var limit *problem
+	switch {
+	case errors.As(err, &limit):
+		return nil, err
+	case err != nil:
+		// The history may have been written all the same: look again.
+		k.reload(ctx, s, t)
+		k.doubtTwins(t.name, acct.AppID)
+		return nil, errors.Join(errNotBegun, err)
+	}
+	doubtful := st.doubtedSince(now)
+	t.state.Store(doubtful)
+	k.doubtTwins(t.name, acct.AppID)
+
+	g, err := k.client.stableToken(k.ctx, acct.endpoint(), true)
+	var p *problem
+	if errors.As(err, &p) && p.definite() {
+		k.undoForce(ctx, s, t, st, h)
+		return nil, err
+	}
+	if err == nil {
+		err = g.check()
+	}
+	var tok *token
+	if err == nil {
+		tok = g.adopt(st.token, acct.ID, h.Epoch)
+		err = k.store(ctx, s, t.name, st.token, tok)
+	}
+	if err != nil {
+		if k.ctx.Err() != nil {
+			return nil, errUnmounted
+		}
+		return nil, asProblem(err)
+	}
+	next := doubtful.succeeded(g, tok, syncJitter())
+	t.state.Store(next)
+	same := st.token != nil && st.token.AccessToken == tok.AccessToken
+	k.log.Info("forced refresh", "account", t.name, "appid", acct.AppID, "replaced", !same, "remaining", h.remaining())
+	return &rotated{next, same, h.remaining()}, nil
+}
+
+// undoForce restores what held before a forced call that WeChat refused. If
+// storage does not take it, the token stays in doubt until a normal call
+// confirms it.
+func (k *keeper) undoForce(ctx context.Context, s logical.Storage, t *tracked, st *state, made *history) {
+	_, err := k.changeHistory(ctx, s, st.appID, func(h *history) error {
+		if h.Epoch != made.Epoch {
+			return errors.New("another forced refresh came between")
+		}
+		h.Epoch--
+		h.Forced = h.Forced[:max(0, len(h.Forced)-1)]
+		return nil
+	})
+	if err != nil {
+		k.log.Warn("a refused forced refresh stays in the history", "account", t.name, "error", err)
+		return
+	}
+	t.state.Store(st)
+	k.doubtTwins(t.name, st.appID)
+}
+
+// revocation is a leak response that is not complete: the token has to be
+// replaced by force until it was Target times.
+type revocation struct {
+	Name      string    `json:"name"`
+	AccountID string    `json:"account_id"`
+	Target    int       `json:"target"` // of token.Forced
+	Requested time.Time `json:"requested"`
+
+	// In memory only, guarded by the account's lock.
+	walID    string    // empty if Vault handed out the entry, which it does without the ID
+	next     time.Time // no attempt before this
+	failures int
+}
+
+// beginRevocation announces two forced refreshes in the write-ahead log, which
+// keeps them from being forgotten whatever happens in between.
+func (k *keeper) beginRevocation(ctx context.Context, s logical.Storage, name string, st *state) (*revocation, error) {
+	r := &revocation{Name: name, AccountID: st.accountID, Target: 2, Requested: wallClock().UTC()}
+	if st.token != nil {
+		r.Target += st.token.Forced
+	}
+	var err error
+	if r.walID, err = framework.PutWAL(ctx, s, walRevocation, r); err != nil {
+		return nil, errors.Join(errNotBegun, err)
+	}
+	if old := k.pendRevocation(r); old != nil {
+		k.dropRevocation(ctx, s, name, old)
+	}
+	return r, nil
+}
+
+// pendRevocation has the background carry out r, and returns what was pending
+// for the account before.
+func (k *keeper) pendRevocation(r *revocation) *revocation {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	old := k.revocations[r.Name]
+	k.revocations[r.Name] = r
+	return old
+}
+
+// pendingRevocation returns what is pending for the account, nil if nothing is.
+func (k *keeper) pendingRevocation(name string) *revocation {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.revocations[name]
+}
+
+// dropRevocation ends r, complete or not.
+func (k *keeper) dropRevocation(ctx context.Context, s logical.Storage, name string, r *revocation) {
+	k.mu.Lock()
+	if k.revocations[name] == r {
+		delete(k.revocations, name)
+	}
+	k.mu.Unlock()
+	if r.walID == "" {
+		return // Vault drops the entry when it hands it out next
+	}
+	if err := framework.DeleteWAL(ctx, s, r.walID); err != nil {
+		k.log.Warn("a revocation that has ended stays in the write-ahead log until Vault drops it", "account", name, "error", err)
+	}
+}
+
+// revoke takes the next step of a revocation, from the background. The caller
+// holds the lock.
+func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation) {
+	ctx, cancel := outlive(k.ctx)
+	defer cancel()
+	acct, err := readAccount(ctx, s, t.name)
+	switch {
+	case err != nil:
+		r.next = wallClock().Add(reloadInterval)
+		return
+	case acct == nil || acct.ID != r.AccountID:
+		k.dropRevocation(ctx, s, t.name, r)
+		return
+	case wallClock().Sub(r.Requested) > revocationAge:
+		k.log.Error("a revocation was given up after a day: the leaked token has run out by itself", "account", t.name, "appid", acct.AppID)
+		k.dropRevocation(ctx, s, t.name, r)
+		return
+	}
+	if st.doubted {
+		// Nobody knows what became of the last forced call: WeChat does.
+		if st, err = k.refresh(ctx, s, t, st); err != nil || st.doubted {
+			r.retry(forcedSpacing)
+			return
+		}
+	}
+	if st.forced() < r.Target {
+		done, err := k.force(ctx, s, t, st, acct)
+		var p *problem
+		switch {
+		case errors.As(err, &p) && p.local: // spacing or budget
+			r.next = wallClock().Add(p.backoff.first)
+			return
+		case err != nil:
+			k.log.Warn("a revocation waits for its forced refresh", "account", t.name, "appid", acct.AppID, "error", err)
+			r.retry(forcedSpacing)
+			return
+		case done.same:
+			r.retry(forcedSpacing)
+			return
+		case done.state.forced() < r.Target: // the first of the two was never made
+			r.next = wallClock().Add(forcedSpacing)
+			return
+		}
+		st = done.state
+	}
+	revoked := *st.token
+	revoked.RevokedAt = wallClock().UTC().Truncate(time.Second)
+	if err := k.store(ctx, s, t.name, st.token, &revoked); err != nil {
+		r.next = wallClock().Add(reloadInterval)
+		return
+	}
+	next := *st
+	next.token = &revoked
+	t.state.Store(&next)
+	k.log.Info("revocation complete", "account", t.name, "appid", acct.AppID)
+	k.dropRevocation(ctx, s, t.name, r)
+}
+
+// retry sets the next attempt: after first, then with growing distance up to an
+// hour, so that a day of failures does not use up the day's budget.
+func (r *revocation) retry(first time.Duration) {
+	r.failures++
+	r.next = wallClock().Add(backoff{first, time.Hour}.after(r.failures))
+}
+
+// resumeRevocation takes up a revocation that the write-ahead log still holds.
+// It reports whether it is over, so that the entry can go.
+func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, r *revocation) (over bool, err error) {
+	acct, err := readAccount(ctx, s, r.Name)
+	if err != nil {
+		return false, err
+	}
+	if acct == nil || acct.ID != r.AccountID || wallClock().Sub(r.Requested) > revocationAge {
+		return true, nil
+	}
+	tok, err := readToken(ctx, s, r.Name)
+	if err != nil {
+		return false, err
+	}
+	if tok != nil && tok.AccountID == r.AccountID && !tok.RevokedAt.Before(r.Requested.Truncate(time.Second)) && tok.Forced >= r.Target {
+		return true, nil
+	}
+	if k.pendingRevocation(r.Name) == nil {
+		r.next = r.Requested.Add(forcedSpacing)
+		k.pendRevocation(r)
+		if t := k.lookup(r.Name); t != nil {
+			k.schedule.set(t, r.next)
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,193 @@
+package wechat
+
+import (
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+func (m *mount) refresh(rejected any) map[string]any {
+	m.t.Helper()
+	data := map[string]any{}
+	if rejected != nil {
+		data["rejected_token"] = rejected
+	}
+	return m.ok(logical.UpdateOperation, "refresh/demo", data).Data
+}
+
+func TestARejectedTokenThatIsNoLongerTheCurrentOneCostsNoCall(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		old := m.read("demo")["access_token"]
+		time.Sleep(rotationPeriod + time.Second)
+		now := m.read("demo")
+		calls := m.calls()
+		got := m.refresh(old)
+		require.Equal(t, map[string]any{
+			"changed": true, "last_vault_rotation": now["last_vault_rotation"], "expire_time": now["expire_time"], "ttl": now["ttl"],
+		}, got)
+		require.Equal(t, calls, m.calls())
+	})
+}
+
+func TestARejectedTokenIsReplacedIfWeChatHasAnother(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		old := m.read("demo")
+		time.Sleep(settleTime)
+		outside := m.sim.ForceOutside(testAppID)
+		got := m.refresh(old["access_token"])
+		require.Equal(t, true, got["changed"])
+		require.NotEqual(t, old["last_vault_rotation"], got["last_vault_rotation"])
+		require.Equal(t, outside, m.read("demo")["access_token"])
+	})
+}
+
+func TestARejectedTokenThatWeChatStandsByIsNotForced(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		token := m.read("demo")
+		time.Sleep(settleTime)
+		calls := m.calls()
+		for range 100 {
+			got := m.refresh(token["access_token"])
+			require.Equal(t, false, got["changed"])
+			require.Equal(t, token["last_vault_rotation"], got["last_vault_rotation"])
+		}
+		require.Equal(t, calls+1, m.calls(), "within ten seconds WeChat is asked once")
+		time.Sleep(settleTime)
+		m.refresh(nil)
+		require.Equal(t, calls+2, m.calls())
+		seen, _ := m.forcedCalls()
+		require.Zero(t, seen)
+	})
+}
+
+func TestAThousandReportsMakeOneCall(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		old := m.read("demo")["access_token"]
+		time.Sleep(settleTime)
+		calls := m.calls()
+		m.sim.ForceOutside(testAppID)
+		m.sim.SetLatency(500 * time.Millisecond)
+		var reporters sync.WaitGroup
+		for n := range 1000 {
+			reporters.Go(func() {
+				var rejected any = old
+				if n%2 == 0 {
+					rejected = nil
+				}
+				require.Equal(t, true, m.refresh(rejected)["changed"], "the token is another one than when the report came")
+			})
+		}
+		reporters.Wait()
+		require.Equal(t, calls+1, m.calls())
+	})
+}
+
+func TestAReportRightAfterAnAnswerIsAnsweredFromIt(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		token := m.read("demo")["access_token"]
+		m.sim.ForceOutside(testAppID)
+		require.Equal(t, false, m.refresh(token)["changed"], "the write asked WeChat less than ten seconds ago")
+		time.Sleep(settleTime)
+		require.Equal(t, true, m.refresh(token)["changed"])
+	})
+}
+
+func TestAReportIsTheFirstToAsk(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		require.Equal(t, true, m.refresh(nil)["changed"])
+		m.read("demo")
+		require.Equal(t, 1, m.calls())
+	})
+}
+
+func TestAReportWeChatCannotAnswerIsAnErrorAndTheTokenStays(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault  wechatsim.Fault
+		status int
+	}{
+		"unreachable":  {wechatsim.Fault{Kind: "reset"}, http.StatusBadGateway},
+		"wrong secret": {wechatsim.Fault{Kind: "errcode", Errcode: 40125}, http.StatusBadRequest},
+		"quota":        {wechatsim.Fault{Kind: "errcode", Errcode: 45009}, http.StatusTooManyRequests},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				token := m.read("demo")["access_token"]
+				time.Sleep(settleTime)
+				m.sim.Inject(c.fault)
+				calls := m.calls()
+				for range 20 {
+					status, _ := m.refused(logical.UpdateOperation, "refresh/demo", map[string]any{"rejected_token": token})
+					require.Equal(t, c.status, status)
+				}
+				require.Equal(t, calls+1, m.calls())
+				require.Equal(t, token, m.read("demo")["access_token"])
+			})
+		})
+	}
+}
+
+func TestAReportIsNeverForwardedHalfDone(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for _, path := range []string{"refresh/demo", "rotate/demo"} {
+			op := m.Route(path).Operations[logical.UpdateOperation].Properties()
+			require.True(t, op.ForwardPerformanceStandby && op.ForwardPerformanceSecondary, path)
+		}
+		require.False(t, m.Route("token/demo").Operations[logical.ReadOperation].Properties().ForwardPerformanceStandby)
+	})
+}
+
+func TestRefreshRotateAndStatusOfAnUnknownOrImpossibleName(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for path, op := range map[string]logical.Operation{
+			"refresh/": logical.UpdateOperation, "rotate/": logical.UpdateOperation, "status/": logical.ReadOperation,
+		} {
+			status, text := m.refused(op, path+"team/unknown", nil)
+			require.Equal(t, http.StatusBadRequest, status)
+			require.Contains(t, text, "wechat/config/team/unknown")
+			for _, name := range []string{"-a", "a-", "a b", "a\nb", "ä", "a/", "a//b"} {
+				status, text = m.refused(op, path+name, nil)
+				require.Equal(t, http.StatusBadRequest, status)
+				require.Contains(t, text, nameRule)
+			}
+		}
+		require.Empty(t, m.stored())
+		require.Empty(t, m.keeper.tracked)
+	})
+}
+
+func TestARejectedTokenOfTheWrongTypeIsNotShown(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		_, text := m.refused(logical.UpdateOperation, "refresh/demo", map[string]any{"rejected_token": map[string]any{"v": "s3cr3t"}})
+		require.Contains(t, text, "rejected_token must be a string")
+		require.NotContains(t, text, "s3cr3t")
+		require.NotContains(t, m.logs.String(), "s3cr3t")
+	})
+}
+
+func TestAnOutsideReplacementThatOneNameNoticesReachesAllOfItsAppID(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		token := m.read("twin")["access_token"]
+		time.Sleep(settleTime)
+		m.sim.ForceOutside(testAppID)
+		require.Equal(t, true, m.refresh(token)["changed"])
+		synctest.Wait()
+		m.read("twin") // with a token that WeChat accepts
+	})
+}

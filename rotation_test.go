@@ -1,0 +1,507 @@
+package wechat
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+// forcedCalls returns how many forced calls WeChat saw, and how many of them
+// replaced the token.
+func (m *mount) forcedCalls() (seen, effective int) {
+	for _, call := range m.sim.Calls("") {
+		if call.Forced {
+			seen++
+			if call.Issued {
+				effective++
+			}
+		}
+	}
+	return seen, effective
+}
+
+func (m *mount) statusOf(name string) map[string]any {
+	m.t.Helper()
+	return m.ok(logical.ReadOperation, "status/"+name, nil).Data
+}
+
+// ticks lets time pass as under Vault, which ticks once a minute.
+func (m *mount) ticks(minutes int) {
+	m.t.Helper()
+	m.ticksEvery(time.Minute, minutes)
+}
+
+func (m *mount) ticksEvery(interval time.Duration, times int) {
+	m.t.Helper()
+	for range times {
+		time.Sleep(interval)
+		_, err := m.HandleRequest(m.t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: m.storage})
+		require.NoError(m.t, err)
+		synctest.Wait()
+	}
+}
+
+func TestRotateReplacesTheTokenByForce(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		old := m.read("demo")
+		resp := m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		require.Equal(t, 19, resp.Data["rotations_remaining"])
+		require.Len(t, resp.Data, 3)
+		require.Empty(t, resp.Warnings)
+		_, errcode := m.sim.Check(old["access_token"].(string))
+		require.Equal(t, 40001, errcode, "the old token is dead")
+		now := m.read("demo")
+		require.Equal(t, now["last_vault_rotation"], resp.Data["last_vault_rotation"])
+		require.Equal(t, now["expire_time"], resp.Data["expire_time"])
+		require.NotEqual(t, old["last_vault_rotation"], now["last_vault_rotation"])
+		require.Equal(t, 2, m.calls())
+		m.reopen()
+		require.Equal(t, now["access_token"], m.read("demo")["access_token"])
+		require.Equal(t, 2, m.calls())
+	})
+}
+
+func TestRotateKeepsWeChatsLimits(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("team/twin", nil)
+		begin := time.Now()
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+
+		time.Sleep(29 * time.Second)
+		status, text := m.refused(logical.UpdateOperation, "rotate/team/twin", nil)
+		require.Equal(t, http.StatusTooManyRequests, status, "names that share an appid share its limits")
+		require.Contains(t, text, "try again in 1 seconds")
+		time.Sleep(2 * time.Second)
+		m.ok(logical.UpdateOperation, "rotate/team/twin", nil)
+
+		for n := 2; n < forcedPerDay; n++ {
+			time.Sleep(forcedSpacing)
+			resp := m.ok(logical.UpdateOperation, "rotate/demo", nil)
+			require.Equal(t, forcedPerDay-1-n, resp.Data["rotations_remaining"])
+		}
+		time.Sleep(time.Hour)
+		for name, meanwhile := range map[string]func(){
+			"a restart":    m.reopen,
+			"a deletion":   func() { m.ok(logical.DeleteOperation, "config/demo", nil); m.write("demo", nil) },
+			"a new secret": func() { m.write("demo", nil) },
+		} {
+			meanwhile()
+			status, text = m.refused(logical.UpdateOperation, "rotate/demo", nil)
+			require.Equal(t, http.StatusTooManyRequests, status, name)
+			wait := begin.Add(day).Sub(time.Now())
+			require.Contains(t, text, fmt.Sprintf("try again in %d seconds", int(wait.Seconds())), name)
+			require.Equal(t, 0, m.statusOf("demo")["rotations_remaining"], name)
+		}
+		seen, effective := m.forcedCalls()
+		require.Equal(t, forcedPerDay, seen, "the 21st is not sent")
+		require.Equal(t, forcedPerDay, effective)
+
+		time.Sleep(time.Until(begin.Add(day)))
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+	})
+}
+
+func TestRotateReachesTheOtherNamesOfTheAppID(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		m.read("twin")
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		require.Equal(t, m.read("demo")["access_token"], m.read("twin")["access_token"])
+
+		// Also if the twin is not in memory when it happens, and read first after
+		// a restart.
+		time.Sleep(time.Minute)
+		m.reopenWithoutBackground()
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		m.reopenWithoutBackground()
+		m.read("twin")
+	})
+}
+
+func TestRotateAnswersTheSameTokenWithAWarning(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		old := m.read("demo")
+		m.sim.Inject(wechatsim.Fault{Kind: "sametoken", Times: 1})
+		resp := m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		require.Len(t, resp.Warnings, 1)
+		require.Contains(t, resp.Warnings[0], "nothing was rotated")
+		require.Equal(t, 19, resp.Data["rotations_remaining"], "it counts")
+		require.Equal(t, old["last_vault_rotation"], m.read("demo")["last_vault_rotation"])
+		calls := m.calls()
+		m.read("demo")
+		require.Equal(t, calls, m.calls(), "WeChat confirmed the token")
+	})
+}
+
+func TestRotateThatWeChatRefusesChangesNothing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		old := m.read("demo")
+		calls := m.calls()
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40125})
+		status, text := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		require.Equal(t, http.StatusBadRequest, status)
+		require.Contains(t, text, "40125")
+		require.Equal(t, old["access_token"], m.read("demo")["access_token"], "a definite errcode restores the token")
+		require.Equal(t, old["access_token"], m.read("twin")["access_token"])
+		require.Equal(t, calls+1, m.calls())
+		got := m.statusOf("demo")
+		require.Equal(t, 20, got["rotations_remaining"])
+		require.Nil(t, got["revocation"])
+		m.ticks(3)
+		require.Equal(t, calls+1, m.calls(), "nothing follows")
+		m.sim.ClearFaults()
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+	})
+}
+
+func TestRotateDoesNotWaitForRememberedFailures(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 89506, Times: 1})
+		m.refused(logical.ReadOperation, "token/demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		m.read("demo")
+	})
+}
+
+func TestReadersWaitWhileATokenIsBeingReplacedByForce(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		m.sim.SetLatency(time.Second)
+		var all sync.WaitGroup
+		all.Go(func() { m.ok(logical.UpdateOperation, "rotate/demo", nil) })
+		synctest.Wait() // the forced call is on its way
+		for _, name := range []string{"demo", "twin"} {
+			for range 10 {
+				all.Go(func() { m.read(name) }) // checks that WeChat accepts it
+			}
+		}
+		all.Wait()
+		require.Equal(t, 1, m.sim.MaxInFlight(testAppID), "nothing else is asked meanwhile")
+	})
+}
+
+func TestRevokeIsFollowedByASecondForcedRefresh(t *testing.T) {
+	for name, meanwhile := range map[string]func(m *mount){
+		"undisturbed":        func(*mount) {},
+		"restarted at once":  func(m *mount) { m.reopen() },
+		"restarted twice":    func(m *mount) { m.reopen(); time.Sleep(10 * time.Second); m.reopen() },
+		"sealed for an hour": func(m *mount) { m.close(); time.Sleep(time.Hour); m.open() },
+		"carried by the write-ahead log alone": func(m *mount) {
+			// As if the log could not be listed at the start.
+			m.keeper.mu.Lock()
+			clear(m.keeper.revocations)
+			m.keeper.mu.Unlock()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				leaked := m.read("demo")["access_token"].(string)
+				begin := time.Now()
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				_, errcode := m.sim.Check(leaked)
+				require.Zero(t, errcode, "one forced refresh may leave the old token alive")
+				require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+				meanwhile(m)
+				if name != "carried by the write-ahead log alone" {
+					require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+				}
+				m.ticks(5)
+				seen, effective := m.forcedCalls()
+				require.Equal(t, 2, seen, "exactly once more")
+				require.Equal(t, 2, effective)
+				var forced []time.Time
+				for _, call := range m.sim.Calls("") {
+					if call.Forced {
+						forced = append(forced, call.Time)
+					}
+				}
+				require.GreaterOrEqual(t, forced[1].Sub(forced[0]), forcedSpacing)
+				_, errcode = m.sim.Check(leaked)
+				require.NotZero(t, errcode, "the leaked token is dead")
+				at, err := time.Parse(time.RFC3339, m.statusOf("demo")["revocation"].(string))
+				require.NoError(t, err)
+				require.True(t, at.After(begin))
+				require.Empty(t, m.walEntries())
+				m.reopen()
+				m.read("demo")
+				require.Equal(t, timestamp(at), m.statusOf("demo")["revocation"], "it is known after a restart, too")
+				m.ticks(5)
+				seen, _ = m.forcedCalls()
+				require.Equal(t, 2, seen)
+			})
+		})
+	}
+}
+
+func (m *mount) walEntries() []string {
+	m.t.Helper()
+	ids, err := framework.ListWAL(m.t.Context(), m.storage)
+	require.NoError(m.t, err)
+	return ids
+}
+
+func TestASecondForcedRefreshThatFailsIsTriedForADay(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced"})
+		m.ticks(60)
+		seen, effective := m.forcedCalls()
+		require.Equal(t, 1, effective)
+		require.Greater(t, seen, 3)
+		require.Less(t, seen, 15, "with backoff")
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		m.read("demo") // the failing second refresh takes no token away
+		m.sim.ClearFaults()
+		m.ticks(61)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+	})
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced"})
+		m.ticks(25 * 60)
+		require.Nil(t, m.statusOf("demo")["revocation"])
+		require.Empty(t, m.walEntries())
+		require.Contains(t, m.logs.String(), "given up")
+	})
+}
+
+func TestARevocationStaysPendingWhileWeChatHandsOutTheSameToken(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.sim.Inject(wechatsim.Fault{Kind: "sametoken", Times: 2})
+		m.ticks(1)
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		m.ticks(10)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestTheSecondForcedRefreshWaitsForTheBudget(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		begin := time.Now()
+		for range forcedPerDay - 1 {
+			m.ok(logical.UpdateOperation, "rotate/demo", nil)
+			time.Sleep(forcedSpacing)
+		}
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.ticks(60)
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		seen, _ := m.forcedCalls()
+		require.Equal(t, forcedPerDay, seen, "waiting costs no call")
+		m.ticks(23 * 60)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+		require.Greater(t, time.Since(begin), day)
+	})
+}
+
+func TestWhatBecomesOfARevocationWhenItsAccountGoes(t *testing.T) {
+	for name, c := range map[string]func(m *mount){
+		"deleted":               func(m *mount) { m.ok(logical.DeleteOperation, "config/demo", nil) },
+		"deleted and recreated": func(m *mount) { m.ok(logical.DeleteOperation, "config/demo", nil); m.write("demo", nil) },
+		"another appid": func(m *mount) {
+			m.write("demo", map[string]any{"appid": otherAppID})
+		},
+		"deleted while the log cannot be written": func(m *mount) {
+			m.storage.failing(func(op, key string) error {
+				if op == "delete" && strings.HasPrefix(key, framework.WALPrefix) {
+					return errStorage
+				}
+				return nil
+			})
+			m.ok(logical.DeleteOperation, "config/demo", nil)
+			m.storage.failing(nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("demo", nil)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				c(m)
+				m.ticks(5)
+				m.reopen()
+				m.ticks(5)
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 1, seen)
+				require.Empty(t, m.walEntries())
+			})
+		})
+	}
+}
+
+// forcing are the operations after which a token may be dead.
+var forcing = map[string]func(m *mount){
+	"rotate":  func(m *mount) { _ = m.try(logical.UpdateOperation, "rotate/demo", nil) },
+	"refresh": func(m *mount) { _ = m.try(logical.UpdateOperation, "refresh/demo", nil) },
+	"revoke": func(m *mount) {
+		_ = m.try(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		time.Sleep(forcedSpacing + time.Second)
+		synctest.Wait()
+	},
+	"refresh after a replacement outside": func(m *mount) {
+		m.sim.ForceOutside(testAppID)
+		_ = m.try(logical.UpdateOperation, "refresh/demo", nil)
+	},
+}
+
+// wechatFaults are what WeChat, or the way to it, may do to the calls of an
+// operation; "" is nothing.
+var wechatFaults = []wechatsim.Fault{
+	{},
+	{Kind: "errcode", Errcode: 40125},
+	{Kind: "errcode", Errcode: 45009},
+	{Kind: "errcode", Errcode: -1},
+	{Kind: "errcode", Errcode: 99999},
+	{Kind: "status", Status: 503},
+	{Kind: "reset"},
+	{Kind: "lost"},
+	{Kind: "hang"},
+	{Kind: "truncate"},
+	{Kind: "oversize"},
+	{Kind: "notjson"},
+	{Kind: "notoken"},
+	{Kind: "expires_in", ExpiresIn: "0"},
+	{Kind: "redirect"},
+	{Kind: "sametoken"},
+}
+
+// bothAtOnce are the faults that are tried together with each of storage's: one
+// for each way in which a call can end. The others end like one of them.
+var bothAtOnce = map[string]bool{"": true, "errcode": true, "lost": true, "hang": true, "sametoken": true}
+
+func TestNoFaultMakesTheEngineHandOutAKilledToken(t *testing.T) {
+	var mu sync.Mutex
+	cases := map[string]int{}
+	for operation := range forcing {
+		for _, wechat := range wechatFaults {
+			for _, storage := range []string{"well", "fails", "cut off", lostAnswer} {
+				if storage != "well" && !bothAtOnce[wechat.Kind] {
+					continue
+				}
+				for _, restart := range []bool{false, true} {
+					name := fmt.Sprintf("%s/%s%d/storage %s/restart %t", operation, wechat.Kind, wechat.Errcode, storage, restart)
+					t.Run(name, func(t *testing.T) {
+						t.Parallel()
+						n := 1
+						for forceWithFaults(t, operation, wechat, storage, n, restart) && storage != "well" {
+							n++
+						}
+						mu.Lock()
+						defer mu.Unlock()
+						cases[operation] += n
+					})
+				}
+			}
+		}
+	}
+	t.Cleanup(func() {
+		total := 0
+		for operation, n := range cases {
+			t.Logf("%s: %d cases", operation, n)
+			total += n
+		}
+		require.Greater(t, total, 1000)
+	})
+}
+
+// forceWithFaults carries out an operation while WeChat misbehaves at its first
+// call and storage at its n-th operation, and checks that from then on no reader
+// of any name is handed a token that WeChat does not accept. It reports whether
+// there was an n-th operation.
+func forceWithFaults(t *testing.T, operation string, wechat wechatsim.Fault, storage string, n int, restart bool) bool {
+	t.Helper()
+	struck := false
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		leaked := m.read("demo")["access_token"].(string)
+		time.Sleep(settleTime) // or a refresh would be answered from the last answer
+		if wechat.Kind != "" {
+			wechat.Times = 1
+			m.sim.Inject(wechat)
+		}
+		switch storage {
+		case "well":
+		case lostAnswer:
+			m.storage.losingAnswer(n)
+		default:
+			m.storage.failing(faults[storage](n))
+		}
+		first := m.storage.count()
+		forcing[operation](m)
+		struck = m.storage.count()-first >= n
+
+		outside := operation == "refresh after a replacement outside"
+		acceptable := func(name string) bool {
+			resp, err := m.request(logical.ReadOperation, "token/"+name, nil)
+			if err != nil || resp.IsError() {
+				return false
+			}
+			token := resp.Data["access_token"].(string)
+			_, errcode := m.sim.Check(token)
+			if outside && token == leaked {
+				return true // replaced by somebody else: it is noticed in time, not at once
+			}
+			require.Zero(t, errcode, "%s: the engine handed out a killed token", name)
+			return true
+		}
+		// Storage may still be out of order, WeChat may be well.
+		acceptable("demo")
+		acceptable("twin")
+		if restart {
+			m.close()
+		}
+		m.storage.failing(nil)
+		m.storage.losingAnswer(0)
+		if restart {
+			m.open()
+		}
+		acceptable("twin")
+		acceptable("demo")
+		m.sim.ClearFaults()
+		m.ticks(2)
+		acceptable("demo")
+		m.ticksEvery(10*time.Minute, 13) // longer than any failure here is remembered
+		for _, name := range []string{"demo", "twin"} {
+			require.True(t, acceptable(name), "%s: no token after everything is well again", name)
+		}
+		seen, effective := m.forcedCalls()
+		require.Empty(t, m.walEntries())
+		switch operation {
+		case "revoke":
+			require.LessOrEqual(t, effective, 2)
+			if effective > 0 {
+				require.Equal(t, 2, effective, "one forced refresh is only half an answer to a leak")
+				require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+			}
+		case "rotate":
+			require.LessOrEqual(t, seen, 1)
+		default:
+			require.Zero(t, seen, "a report never forces")
+		}
+	})
+	return struck
+}

@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -49,7 +50,7 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 	revoke := data.Get("revoke").(bool)
 	done, err := b.keeper.rotate(ctx, req.Storage, name, revoke)
 	if err != nil {
-		return failureResponse(fmt.Sprintf("it is not certain that the token of account %q was replaced", name), err)
+		return failureResponse(rotateFailure(name, revoke, err), err)
 	}
 	if done == nil {
 		return unknownAccount(req, name), nil
@@ -63,6 +64,18 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 		resp.AddWarning("WeChat handed out the same token again: nothing was rotated. It counts as one of the day's forced refreshes.")
 	}
 	return resp, nil
+}
+
+// rotateFailure says in what err leaves the account.
+func rotateFailure(name string, revoke bool, err error) string {
+	var p *problem
+	switch {
+	case errors.As(err, &p) && p.definite():
+		return fmt.Sprintf("the token of account %q was not replaced", name)
+	case revoke:
+		return fmt.Sprintf("whether the token of account %q was replaced is not known, and the revocation goes on in the background", name)
+	}
+	return fmt.Sprintf("whether the token of account %q was replaced is not known: it is not handed out until WeChat has told", name)
 }
 
 const rotateHelp = `

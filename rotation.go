@@ -264,7 +264,9 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 	}
 	var tok *token
 	if err == nil {
-		tok = g.adopt(st.token, acct.ID, h.Epoch)
+		if tok = g.adopt(st.token, acct.ID, h.Epoch); st.token == nil {
+			tok.Forced++ // it replaced a token that the engine never had
+		}
 		err = k.store(ctx, s, t.name, st.token, tok)
 	}
 	if err != nil {

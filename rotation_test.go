@@ -259,6 +259,17 @@ func (m *mount) walEntries() []string {
 	return ids
 }
 
+func TestRevokeOfAnAccountThatWasNeverRead(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+	})
+}
+
 func TestASecondForcedRefreshThatFailsIsTriedForADay(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

@@ -55,7 +55,11 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		Invalidate:        func(_ context.Context, key string) { b.keeper.invalidate(key) },
 		Clean:             func(context.Context) { b.keeper.stop() },
 	}
-	if err := b.Setup(ctx, conf); err != nil {
+	setup := *conf
+	if conf.System != nil { // there is none at registration
+		setup.System = &steadySystem{SystemView: conf.System}
+	}
+	if err := b.Setup(ctx, &setup); err != nil {
 		return nil, err
 	}
 	// All mounts of a plugin process share one logger.

@@ -413,6 +413,32 @@ func TestReplicationStatesGateWritesAndCalls(t *testing.T) {
 	}
 }
 
+// countingSystem counts how often Vault is asked for its replication state.
+type countingSystem struct {
+	*logical.StaticSystemView
+	asked int
+}
+
+func (s *countingSystem) ReplicationState() consts.ReplicationState {
+	s.asked++
+	return s.StaticSystemView.ReplicationState()
+}
+
+func TestTheReplicationStateIsAskedForOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		counting := &countingSystem{StaticSystemView: &logical.StaticSystemView{}}
+		system := &steadySystem{SystemView: counting}
+		for range 1000 {
+			system.ReplicationState()
+		}
+		require.Equal(t, 1, counting.asked)
+		counting.ReplicationStateVal = consts.ReplicationPerformanceStandby
+		time.Sleep(replicationMemory)
+		require.Equal(t, consts.ReplicationPerformanceStandby, system.ReplicationState())
+		require.Equal(t, 2, counting.asked)
+	})
+}
+
 func TestAnotherNodesChangeIsSeen(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

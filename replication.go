@@ -1,0 +1,37 @@
+package wechat
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// replicationMemory is how long a replication state is believed. Vault sets a
+// mount up anew when its node changes roles, so it is never wrong for longer.
+const replicationMemory = time.Second
+
+// steadySystem is Vault's view of the system with a memory for the replication
+// state: the framework asks for it at every request, and each time is a call
+// from the plugin's process to Vault's that costs as much as the rest of a
+// cached read.
+type steadySystem struct {
+	logical.SystemView
+	last atomic.Pointer[replicationState]
+}
+
+type replicationState struct {
+	consts.ReplicationState
+	asked time.Time
+}
+
+// ReplicationState returns Vault's answer of the last replicationMemory.
+func (s *steadySystem) ReplicationState() consts.ReplicationState {
+	last := s.last.Load()
+	if now := time.Now(); last == nil || now.Sub(last.asked) >= replicationMemory {
+		last = &replicationState{s.SystemView.ReplicationState(), now}
+		s.last.Store(last)
+	}
+	return last.ReplicationState
+}

@@ -1,6 +1,7 @@
 package wechat
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"net/url"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -108,13 +110,13 @@ func (acct *account) update(data *framework.FieldData) (*account, error) {
 		return nil, errors.New("secret is required: write the account's AppSecret")
 	}
 	if acct != nil && !names(data, "secret") {
-		for field, changed := range map[string]bool{
-			"base_url":  next.BaseURL != acct.BaseURL,
-			"proxy_url": next.ProxyURL != acct.ProxyURL,
-			"ca_pem":    next.CAPEM != acct.CAPEM,
+		for _, route := range []struct{ field, now, before string }{
+			{"base_url", next.BaseURL, acct.BaseURL},
+			{"proxy_url", next.ProxyURL, acct.ProxyURL},
+			{"ca_pem", next.CAPEM, acct.CAPEM},
 		} {
-			if changed {
-				return nil, fmt.Errorf("%s decides where the stored secret is sent: write secret in the same request", field)
+			if route.now != route.before {
+				return nil, fmt.Errorf("%s decides where the stored secret is sent: write secret in the same request", route.field)
 			}
 		}
 	}
@@ -179,8 +181,9 @@ func (acct *account) setRoute(data *framework.FieldData) error {
 		}
 	}
 	if names(data, "ca_pem") {
-		acct.CAPEM = strings.TrimSpace(data.Get("ca_pem").(string))
-		return checkCAPEM(acct.CAPEM)
+		roots, err := normalizeCAPEM(strings.TrimSpace(data.Get("ca_pem").(string)))
+		acct.CAPEM = roots
+		return err
 	}
 	return nil
 }
@@ -193,9 +196,9 @@ func normalizeBaseURL(raw string) (string, error) {
 	}
 	u, err := url.Parse(raw)
 	switch {
-	case err != nil || u.Host == "" || u.Hostname() == "" || u.Opaque != "":
+	case err != nil || u.Hostname() == "" || u.Opaque != "" || !validPort(u):
 		return "", errors.New("base_url is not a URL: write one like https://api.weixin.qq.com")
-	case u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(raw, "#"):
+	case u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#"):
 		return "", errors.New("base_url must have no user, query or fragment: write scheme, host, and port and path where needed")
 	case u.Scheme == "https":
 	case u.Scheme == "http" && isLoopback(u.Hostname()):
@@ -204,6 +207,15 @@ func normalizeBaseURL(raw string) (string, error) {
 	}
 	u.Host = strings.ToLower(u.Host)
 	return strings.TrimRight(u.String(), "/"), nil
+}
+
+// validPort reports whether the URL's port, if it names one, is one.
+func validPort(u *url.URL) bool {
+	if u.Port() == "" {
+		return !strings.HasSuffix(u.Host, ":")
+	}
+	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	return err == nil && port > 0
 }
 
 func isLoopback(host string) bool {
@@ -220,7 +232,7 @@ func checkProxyURL(raw string) error {
 		return nil
 	}
 	u, err := url.Parse(raw)
-	if err != nil || u.Hostname() == "" {
+	if err != nil || u.Hostname() == "" || !validPort(u) {
 		return errors.New("proxy_url is not a URL: write one like http://proxy.example.com:3128")
 	}
 	switch u.Scheme {
@@ -228,33 +240,39 @@ func checkProxyURL(raw string) error {
 	default:
 		return errors.New("proxy_url must begin with http://, https:// or socks5://")
 	}
-	if (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+	if (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#") {
 		return errors.New("proxy_url must have no path, query or fragment: write scheme, host and port")
 	}
 	return nil
 }
 
-func checkCAPEM(text string) error {
-	if text == "" {
-		return nil
-	}
+// normalizeCAPEM validates a ca_pem and returns its certificates and nothing
+// else: what surrounds them, be it a private key cut short, is not kept.
+func normalizeCAPEM(text string) (string, error) {
 	if len(text) > maxCAPEM {
-		return fmt.Errorf("ca_pem is larger than %d bytes: write only the roots that base_url needs", maxCAPEM)
+		return "", fmt.Errorf("ca_pem is larger than %d bytes: write only the roots that base_url needs", maxCAPEM)
 	}
-	rest := []byte(text)
-	for len(rest) > 0 {
+	var roots bytes.Buffer
+	blocks := strings.Count(text, "-----BEGIN ") // the decoder passes over those that it cannot read
+	for rest := []byte(text); ; blocks-- {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
-			return errors.New("ca_pem is not PEM: write one or more CERTIFICATE blocks")
+			break
 		}
-		if block.Type != "CERTIFICATE" {
-			return errors.New("ca_pem holds something else than certificates: write CERTIFICATE blocks only")
+		if block.Type != "CERTIFICATE" || len(block.Headers) > 0 {
+			return "", errors.New("ca_pem holds something else than certificates: write CERTIFICATE blocks only")
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return errors.New("ca_pem holds a CERTIFICATE block that is not a certificate")
+			return "", errors.New("ca_pem holds a CERTIFICATE block that is not a certificate")
+		}
+		if err := pem.Encode(&roots, block); err != nil {
+			return "", errors.New("ca_pem holds a CERTIFICATE block that is not a certificate")
 		}
 	}
-	return nil
+	if blocks != 0 || roots.Len() == 0 && text != "" {
+		return "", errors.New("ca_pem is not PEM: write one or more CERTIFICATE blocks")
+	}
+	return strings.TrimSpace(roots.String()), nil
 }
 
 func (acct *account) setTimes(data *framework.FieldData) error {
@@ -288,6 +306,8 @@ func (acct *account) setTimes(data *framework.FieldData) error {
 // or a text like 90s, 5m or 1h. Vault's own field type would cut off fractions.
 func wholeSeconds(raw any) (time.Duration, error) {
 	switch v := raw.(type) {
+	case nil:
+		return 0, errors.New("null")
 	case string:
 		if strings.TrimSpace(v) == "" {
 			return 0, errors.New("empty")
@@ -329,7 +349,7 @@ func (acct *account) fields() map[string]any {
 // readAccount returns the stored account, nil if there is none.
 func readAccount(ctx context.Context, s logical.Storage, name string) (*account, error) {
 	acct := &account{}
-	found, err := readEntry(ctx, s, configPrefix+name, acct, &acct.Version)
+	found, err := readEntry(ctx, s, configPrefix+name, acct)
 	if err != nil || !found {
 		return nil, err
 	}
@@ -342,17 +362,23 @@ func writeAccount(ctx context.Context, s logical.Storage, name string, acct *acc
 
 // readEntry decodes the entry at key into v and checks its schema version. It
 // reports whether there is an entry.
-func readEntry(ctx context.Context, s logical.Storage, key string, v any, version *int) (bool, error) {
+func readEntry(ctx context.Context, s logical.Storage, key string, v any) (bool, error) {
 	entry, err := s.Get(ctx, key)
 	if err != nil || entry == nil {
 		return false, err
 	}
-	// The decoder's error could quote the entry.
-	if json.Unmarshal(entry.Value, v) != nil {
+	var header struct {
+		Version int `json:"version"`
+	}
+	// The decoder's errors could quote the entry.
+	if json.Unmarshal(entry.Value, &header) != nil {
 		return false, fmt.Errorf("the storage entry %s cannot be decoded", key)
 	}
-	if *version != schemaVersion {
-		return false, fmt.Errorf("the storage entry %s has schema version %d: this version of the plugin reads %d", key, *version, schemaVersion)
+	if header.Version != schemaVersion {
+		return false, fmt.Errorf("the storage entry %s has schema version %d: this version of the plugin reads %d", key, header.Version, schemaVersion)
+	}
+	if json.Unmarshal(entry.Value, v) != nil {
+		return false, fmt.Errorf("the storage entry %s cannot be decoded", key)
 	}
 	return true, nil
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/go-cleanhttp"
 )
@@ -114,7 +116,7 @@ func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*gran
 	}
 	g, p := parseAnswer(resp.StatusCode, raw)
 	if p != nil {
-		p.detail = scrub(p.detail, e)
+		p.detail, p.rid = scrub(p.detail, e), scrub(p.rid, e)
 		return nil, p
 	}
 	g.asked, g.answered = asked, wallClock()
@@ -169,6 +171,9 @@ func parseAnswer(status int, raw []byte) (*grant, *problem) {
 	}
 	switch {
 	case answer.Errcode != 0:
+		if answer.AccessToken != "" {
+			answer.Errmsg = strings.ReplaceAll(answer.Errmsg, answer.AccessToken, "[redacted]")
+		}
 		return nil, refusal(answer.Errcode, answer.Errmsg)
 	case answer.AccessToken == "":
 		return nil, &problem{rule: ruleAnswer, detail: "it holds no access_token"}
@@ -185,15 +190,15 @@ func parseAnswer(status int, raw []byte) (*grant, *problem) {
 // WeChat's texts vary; these find the request ID and the caller's IP in all
 // the forms that have been seen.
 var (
-	ridPattern = regexp.MustCompile(`(?i)\brid:?\s*([0-9a-z]+(?:-[0-9a-z]+)*)`)
-	ipPattern  = regexp.MustCompile(`(?i)ip:?\s+([0-9a-f:.]*[0-9a-f])`)
+	ridPattern = regexp.MustCompile(`(?i)\brid\s*[:=]?\s*([0-9a-z]+(?:-[0-9a-z]+)*)`)
+	ipPattern  = regexp.MustCompile(`(?i)ip(?:\s+address)?:?[^0-9a-z:]*([0-9a-f:.]*[0-9a-f])`)
 )
 
 // refusal turns an errcode and its text into a problem.
 func refusal(errcode int, errmsg string) *problem {
 	p := &problem{errcode: errcode}
 	if m := ridPattern.FindStringSubmatch(errmsg); m != nil {
-		p.rid = truncate(m[1])
+		p.rid = m[1] // scrubbed, and with that truncated, by the caller
 	}
 	known, ok := errcodes[errcode]
 	if !ok {
@@ -215,7 +220,8 @@ func scrub(text string, e endpoint) string {
 	secrets := []string{e.secret}
 	if u, err := url.Parse(e.proxy); err == nil && u.User != nil {
 		password, _ := u.User.Password()
-		secrets = append(secrets, u.User.String(), password)
+		login := u.User.Username() + ":" + password
+		secrets = append(secrets, u.User.String(), login, base64.StdEncoding.EncodeToString([]byte(login)), password)
 	}
 	for _, s := range secrets {
 		if s != "" {
@@ -223,7 +229,7 @@ func scrub(text string, e endpoint) string {
 		}
 	}
 	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if unicode.IsControl(r) {
 			return ' '
 		}
 		return r
@@ -273,6 +279,8 @@ func newTransport(proxy, caPEM string) (*http.Transport, error) {
 	t := cleanhttp.DefaultPooledTransport()
 	t.MaxIdleConnsPerHost = healthyLane
 	t.IdleConnTimeout = idleTimeout
+	t.TLSHandshakeTimeout = 0   // request_timeout bounds the whole exchange
+	t.ForceAttemptHTTP2 = false // net/http would offer it to https proxies, and cannot speak it with them
 	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 	if proxy != "" {
 		u, err := url.Parse(proxy)

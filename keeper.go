@@ -204,39 +204,41 @@ func (k *keeper) acquireLoaded(ctx context.Context, s logical.Storage, name stri
 	return t, st, nil
 }
 
-// read returns the account's state with a usable token, asking WeChat if that
-// is due. The state is nil if the account is not configured. An error from
-// WeChat is a *problem.
-func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (*state, error) {
+// read returns the account's state with a token that is usable at the given
+// time, asking WeChat if that is due. The state is nil if the account is not
+// configured. An error from WeChat is a *problem.
+func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (st *state, now time.Time, err error) {
+	now = wallClock()
 	if t := k.lookup(name); t != nil {
-		if st := t.current(); st != nil && st.settled(wallClock()) {
-			return st, nil
+		if st := t.current(); st != nil && st.settled(now) {
+			return st, now, nil
 		}
 	}
 	t, st, err := k.acquireLoaded(ctx, s, name)
 	if err != nil {
-		return nil, err
+		return nil, now, err
 	}
 	defer k.release(t)
-	now := wallClock()
+	now = wallClock()
 	switch {
 	case st == nil || st.settled(now):
-		return st, nil
+		return st, now, nil
 	case st.failure.holds(now):
-		return nil, st.failure.problem
+		return nil, now, st.failure.problem
 	case !k.writable():
-		return nil, logical.ErrReadOnly
+		return nil, now, logical.ErrReadOnly
 	}
 	if st, err = k.refresh(ctx, s, t, st); err != nil {
-		return nil, err
+		return nil, now, err
 	}
+	now = wallClock()
 	switch {
-	case st.usable(wallClock()):
-		return st, nil
+	case st.usable(now):
+		return st, now, nil
 	case st.failure == nil:
-		return nil, &problem{rule: ruleStorage, detail: "storing the token took longer than its life"}
+		return nil, now, &problem{rule: ruleStorage, detail: "storing the token took longer than its life"}
 	}
-	return nil, st.failure.problem
+	return nil, now, st.failure.problem
 }
 
 // look returns the account's state as it is, nil if it is not configured.

@@ -46,14 +46,13 @@ func (b *backend) readTokenPath(ctx context.Context, req *logical.Request, data 
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	st, err := b.keeper.read(ctx, req.Storage, name)
+	st, now, err := b.keeper.read(ctx, req.Storage, name)
 	if err != nil {
 		return failureResponse(fmt.Sprintf("no token for account %q", name), err)
 	}
 	if st == nil {
 		return unknownAccount(req, name), nil
 	}
-	now := wallClock()
 	resp := &logical.Response{Data: map[string]any{
 		"access_token":        st.token.AccessToken,
 		"appid":               st.appID,

@@ -94,11 +94,10 @@ func accountName(data *framework.FieldData) (string, error) {
 // listLevel returns the level in a list's path: empty, or a name with a trailing
 // slash.
 func listLevel(data *framework.FieldData) (string, error) {
-	name, ok := data.Raw["name"].(string)
-	if !ok {
-		return "", nil
+	if data.Schema["name"] == nil {
+		return "", nil // whatever the query says: policies are about paths
 	}
-	name = strings.TrimSuffix(name, "/")
+	name := strings.TrimSuffix(data.Get("name").(string), "/")
 	return name + "/", checkName(name)
 }
 
@@ -151,7 +150,7 @@ func checkTypes(schema map[string]*framework.FieldSchema, data map[string]any) e
 				return fmt.Errorf("%s must be a string", field)
 			}
 		case framework.TypeBool:
-			if _, err := parseutil.ParseBool(value); err != nil {
+			if _, err := parseutil.ParseBool(value); err != nil || value == nil || value == "" {
 				return fmt.Errorf("%s must be true or false", field)
 			}
 		case framework.TypeInt:

@@ -50,7 +50,7 @@ func historyKey(appID string) string { return rotationPrefix + url.PathEscape(ap
 // none, without what is older than a day.
 func readHistory(ctx context.Context, s logical.Storage, appID string) (*history, error) {
 	h := &history{}
-	found, err := readEntry(ctx, s, historyKey(appID), h, &h.Version)
+	found, err := readEntry(ctx, s, historyKey(appID), h)
 	if err != nil {
 		return nil, err
 	}

@@ -96,6 +96,15 @@ func (g *grant) check() error {
 // the second.
 func (g *grant) end() time.Time { return g.asked.Add(g.lifetime).UTC().Truncate(time.Second) }
 
+// due returns when the token of this answer is to be replaced.
+func (g *grant) due() time.Time {
+	due, settled := dueAt(g.asked, g.lifetime), g.answered.Add(min(settleTime, g.lifetime/2))
+	if due.Before(settled) {
+		return settled
+	}
+	return due
+}
+
 // dueAt returns when a token is to be replaced of which lifetime was left at
 // asked.
 func dueAt(asked time.Time, lifetime time.Duration) time.Time {
@@ -251,7 +260,7 @@ func (st *state) succeeded(g *grant, t *token, jitter float64) *state {
 	shortened := g.answered.Add(g.lifetime + time.Second).Before(st.end)
 	switch {
 	case st.token == nil || st.token.AccessToken != t.AccessToken:
-		next.end, next.due = t.ExpireTime, dueAt(g.asked, g.lifetime)
+		next.end, next.due = t.ExpireTime, g.due()
 	case shortened, g.end().After(st.end):
 		next.end = g.end()
 		if t.ExpireTime.Before(next.end) {
@@ -259,7 +268,7 @@ func (st *state) succeeded(g *grant, t *token, jitter float64) *state {
 		}
 	}
 	if shortened || !g.asked.Before(next.due) {
-		next.due = dueAt(g.asked, g.lifetime)
+		next.due = g.due()
 	}
 	if st.doubted && st.token != nil && st.token.AccessToken == t.AccessToken && g.answered.Add(forcedSpacing).Before(next.due) {
 		// The forced call in question may still be on its way: look again soon.
@@ -289,7 +298,7 @@ func (st *state) failed(p *problem, now time.Time, jitter float64) *state {
 // readToken returns the stored token, nil if there is none.
 func readToken(ctx context.Context, s logical.Storage, name string) (*token, error) {
 	t := &token{}
-	found, err := readEntry(ctx, s, tokenPrefix+name, t, &t.Version)
+	found, err := readEntry(ctx, s, tokenPrefix+name, t)
 	if err != nil || !found {
 		return nil, err
 	}

@@ -1,0 +1,429 @@
+package wechat
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+// validNames and invalidNames are examples of the contract's rule for the names
+// of accounts.
+var (
+	validNames = []string{
+		"a", "7", "myapp", "MyApp", "team-a/shop", "a/b/c/d/e", "0/1",
+		"a-b", "a_b", "a.b", "a--__..b", "wx0123456789abcdef",
+		strings.Repeat("n", 255), strings.Repeat("n/", 127) + "n",
+	}
+	invalidNames = []string{
+		"-a", "_a", ".a", "a-", "a_", "a.", ".", "..", "-",
+		"/a", "a/", "/", "//", "a//b", "a/-b", "a-/b", "a/b.", "a/.b", "a/../b", "a/./b",
+		"a b", " a", "a ", "a/ b", "a\n", "\na", "a\nb", "a\r", "a\tb", "a\x00b", "a\x7f",
+		"ä", "müller", "a/ü", "店", "\uff41", "\uff11", "\u017f", "\u212a", "a\u200bb", "a\xff",
+		"a+b", "a@b", "a*", "a:b", "a%2Fb", `a\b`, "a,b", "a=b", "{{a}}", "a?b", "a#b",
+		strings.Repeat("n", 256), strings.Repeat("n/", 128) + "n",
+	}
+)
+
+// known returns what is in memory.
+func (m *mount) known() map[string]state {
+	m.keeper.mu.RLock()
+	defer m.keeper.mu.RUnlock()
+	all := map[string]state{}
+	for name, t := range m.keeper.tracked {
+		if st := t.current(); st != nil {
+			all[name] = *st
+		}
+	}
+	return all
+}
+
+// changesNothing runs do, which has to leave storage and memory as they are, and
+// to call WeChat the given number of times.
+func (m *mount) changesNothing(calls int, do func()) {
+	m.t.Helper()
+	stored, known, before := m.snapshot(), m.known(), m.calls()
+	do()
+	require.Equal(m.t, stored, m.snapshot(), "storage changed")
+	require.Equal(m.t, known, m.known(), "what is in memory changed")
+	require.Equal(m.t, before+calls, m.calls(), "calls of WeChat")
+}
+
+// keys returns what a LIST of the path answers.
+func (m *mount) keys(path string) []string {
+	m.t.Helper()
+	resp := m.ok(logical.ListOperation, path, nil)
+	keys, _ := resp.Data["keys"].([]string)
+	return keys
+}
+
+// shown returns a response, or the error in its place, as text that holds all
+// that a client can see of it.
+func shown(t *testing.T, resp *logical.Response, err error) string {
+	t.Helper()
+	text, jsonErr := json.Marshal(resp)
+	require.NoError(t, jsonErr)
+	return fmt.Sprintf("%s %#v %v", text, resp, err)
+}
+
+func TestEveryPathTakesEveryValidName(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for _, name := range validNames {
+			m.write(name, nil)
+			require.Equal(t, testAppID, m.ok(logical.ReadOperation, "config/"+name, nil).Data["appid"], name)
+			require.Equal(t, testAppID, m.read(name)["appid"], name)
+			require.Contains(t, m.stored(), "config/"+name, "case is kept")
+			level, last := "", name
+			if slash := strings.LastIndex(name, "/"); slash >= 0 {
+				level, last = name[:slash+1], name[slash+1:]
+			}
+			for _, area := range []string{"config/", "token/"} {
+				require.Contains(t, m.keys(area+level), last, name)
+				require.Empty(t, m.keys(area+name+"/"), "nothing is below it")
+			}
+			require.Nil(t, m.ok(logical.DeleteOperation, "config/"+name, nil))
+			require.Empty(t, m.stored(), name)
+		}
+	})
+}
+
+func TestEveryPathRefusesEveryInvalidNameWithTheRule(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", nil) // the neighbour of many of them
+		for _, name := range invalidNames {
+			for _, request := range []struct {
+				op   logical.Operation
+				path string
+				data map[string]any
+			}{
+				{logical.UpdateOperation, "config/" + name, account1(nil)},
+				{logical.UpdateOperation, "config/" + name, account1(map[string]any{"verify": false})},
+				{logical.CreateOperation, "config/" + name, account1(nil)},
+				{logical.ReadOperation, "config/" + name, nil},
+				{logical.DeleteOperation, "config/" + name, nil},
+				{logical.ListOperation, "config/" + name + "/", nil},
+				{logical.ReadOperation, "token/" + name, nil},
+				{logical.ListOperation, "token/" + name + "/", nil},
+				{logical.UpdateOperation, "refresh/" + name, nil},
+				{logical.UpdateOperation, "rotate/" + name, nil},
+				{logical.ReadOperation, "status/" + name, nil},
+				{logical.ListOperation, "status/" + name + "/", nil},
+			} {
+				m.changesNothing(0, func() {
+					status, text := m.refused(request.op, request.path, request.data)
+					require.Equal(t, http.StatusBadRequest, status, "%s %q", request.op, request.path)
+					require.Contains(t, text, nameRule, "%s %q", request.op, request.path)
+				})
+			}
+		}
+	})
+}
+
+func TestListsHandleTheHierarchy(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for _, path := range []string{"config/", "token/", "config/team/", "token/team/"} {
+			require.Empty(t, m.keys(path), "of an empty mount")
+		}
+		for _, name := range []string{"myapp", "team-a/shop", "team-a/x/y", "team", "team/a", "Team/b"} {
+			m.write(name, nil)
+		}
+		for level, want := range map[string][]string{
+			"":          {"Team/", "myapp", "team", "team-a/", "team/"},
+			"team/":     {"a"},
+			"Team/":     {"b"},
+			"team-a/":   {"shop", "x/"},
+			"team-a/x/": {"y"},
+			"team-a/y/": nil,
+			"te/":       nil,
+			"myapp/":    nil,
+			"nobody/":   nil,
+		} {
+			for _, area := range []string{"config/", "token/"} {
+				m.changesNothing(0, func() {
+					got := m.keys(area + level)
+					slices.Sort(got)
+					require.Equal(t, want, got, area+level)
+				})
+			}
+		}
+		require.ElementsMatch(t, m.keys("config/"), m.keys("config"), "with or without a trailing slash")
+
+		m.ok(logical.DeleteOperation, "config/team", nil)
+		require.Equal(t, []string{"a"}, m.keys("token/team/"), "a level does not need an account of its name")
+		m.ok(logical.DeleteOperation, "config/team/a", nil)
+		require.ElementsMatch(t, []string{"Team/", "myapp", "team-a/"}, m.keys("token/"))
+	})
+}
+
+// Vault passes on the query of a LIST, which no policy looks at.
+func TestAListShowsTheLevelOfItsPathOnly(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("team/a", nil)
+		for _, area := range []string{"config/", "token/"} {
+			resp := m.ok(logical.ListOperation, area, map[string]any{"name": "team"})
+			require.Equal(t, []string{"team/"}, resp.Data["keys"], area)
+			resp = m.ok(logical.ListOperation, area+"other/", map[string]any{"name": "team"})
+			require.Empty(t, resp.Data["keys"], area)
+		}
+	})
+}
+
+func TestAnOperationThatAPathDoesNotHaveIsRefused(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		for _, c := range []struct {
+			op   logical.Operation
+			path string
+		}{
+			{logical.UpdateOperation, "token/demo"},
+			{logical.DeleteOperation, "token/demo"},
+			{logical.ReadOperation, "token/"},
+			{logical.ReadOperation, "config/"},
+			{logical.UpdateOperation, "config/"},
+			{logical.DeleteOperation, "config/"},
+		} {
+			m.changesNothing(0, func() {
+				_, err := m.request(c.op, c.path, nil)
+				require.ErrorIs(t, err, logical.ErrUnsupportedOperation, "%s %s", c.op, c.path)
+			})
+		}
+	})
+}
+
+// A value of the wrong type must not get into an error: that would reach the
+// client, Vault's log and the audit log in the clear.
+func TestAFieldOfTheWrongTypeIsRefusedWithoutItsValue(t *testing.T) {
+	const value = "v4lue-that-nobody-may-see"
+	text := map[string]any{
+		"a map":           map[string]any{"v": value},
+		"a map in a map":  map[string]any{"v": map[string]any{value: value}},
+		"a list":          []any{value},
+		"a list of lists": []any{[]any{value}},
+		"true":            true,
+		"a number":        12345678,
+		"a fraction":      1.5,
+		"null":            nil,
+	}
+	duration := map[string]any{
+		"a map":      map[string]any{"v": value},
+		"a list":     []any{value},
+		"a text":     value,
+		"true":       true,
+		"null":       nil,
+		"empty":      "",
+		"a fraction": json.Number("1.5"),
+	}
+	boolean := map[string]any{
+		"a map":  map[string]any{"v": value},
+		"a list": []any{value},
+		"a text": value,
+		"null":   nil,
+		"empty":  "",
+	}
+	for field, values := range map[string]map[string]any{
+		"appid": text, "secret": text, "base_url": text, "proxy_url": text, "ca_pem": text, "name": text,
+		"request_timeout": duration, "sync_interval": duration, "max_ttl": duration,
+		"verify": boolean,
+	} {
+		for kind, wrong := range values {
+			t.Run(field+"/"+kind, func(t *testing.T) {
+				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+					m.write("demo", nil)
+					for _, name := range []string{"demo", "new"} {
+						data := account1(map[string]any{field: wrong})
+						m.changesNothing(0, func() {
+							for _, op := range []logical.Operation{logical.CreateOperation, logical.UpdateOperation} {
+								req := func() *logical.Request {
+									return &logical.Request{Operation: op, Path: "config/" + name, Data: maps.Clone(data), Storage: m.storage}
+								}
+								found, exists, err := m.HandleExistenceCheck(t.Context(), req())
+								require.NoError(t, err)
+								require.True(t, found)
+								require.Equal(t, name == "demo", exists)
+
+								resp, err := m.HandleRequest(t.Context(), req())
+								require.NotContains(t, shown(t, resp, err), value)
+								status, message := m.status(resp, err)
+								require.Equal(t, http.StatusBadRequest, status)
+								require.Contains(t, message, field+" must be")
+							}
+						})
+					}
+					require.NotContains(t, m.logs.String(), value)
+				})
+			})
+		}
+	}
+}
+
+func TestAFieldThatIsNotKnownIsNeverShown(t *testing.T) {
+	const value = "v4lue-that-nobody-may-see"
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation} {
+			for _, path := range []string{"config/demo", "token/demo"} {
+				resp, err := m.request(op, path, map[string]any{"unknown": map[string]any{value: value}})
+				require.NotContains(t, shown(t, resp, err), value)
+			}
+		}
+		require.NotContains(t, m.logs.String(), value)
+	})
+}
+
+func TestResponsesAreAsDeclared(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for _, c := range []struct {
+			op   logical.Operation
+			path string
+			data map[string]any
+		}{
+			{logical.UpdateOperation, "config/team/a", account1(nil)},
+			{logical.UpdateOperation, "config/team/b", account1(nil)}, // with a warning
+			{logical.UpdateOperation, "config/team/a", map[string]any{"max_ttl": 60}},
+			{logical.ReadOperation, "config/team/a", nil},
+			{logical.ReadOperation, "token/team/a", nil},
+			{logical.ListOperation, "config/", nil},
+			{logical.ListOperation, "config/team/", nil},
+			{logical.ListOperation, "config/nobody/", nil},
+			{logical.ListOperation, "token/", nil},
+			{logical.ListOperation, "token/team/", nil},
+			{logical.DeleteOperation, "config/team/a", nil},
+		} {
+			resp := m.ok(c.op, c.path, c.data)
+			declared := schema.GetResponseSchema(t, m.Route(c.path), c.op)
+			schema.ValidateResponse(t, declared, resp, true)
+			if c.op == logical.ReadOperation {
+				require.ElementsMatch(t, slices.Collect(maps.Keys(declared.Fields)), slices.Collect(maps.Keys(resp.Data)), c.path)
+			}
+		}
+	})
+}
+
+func TestEntriesCarryTheSchemaVersion(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("team/a", nil)
+		stored := m.snapshot()
+		require.Len(t, stored, 2)
+		for key, value := range stored {
+			var entry struct {
+				Version *int `json:"version"`
+			}
+			require.NoError(t, json.Unmarshal([]byte(value), &entry), key)
+			require.NotNil(t, entry.Version, key)
+			require.Equal(t, schemaVersion, *entry.Version, key)
+		}
+	})
+}
+
+func TestAnEntryThatCannotBeReadIsNamedAndNotShown(t *testing.T) {
+	const content = "c0ntent-that-nobody-may-see"
+	newer := fmt.Sprint(schemaVersion + 1)
+	for name, c := range map[string]struct {
+		value string
+		says  string
+	}{
+		"a newer version":                {`{"version":` + newer + `,"secret":"` + content + `"}`, "version " + newer},
+		"a newer version of other types": {`{"version":` + newer + `,"secret":{"v":"` + content + `"},"access_token":["` + content + `"],"max_ttl":"4m"}`, "version " + newer},
+		"no version":                     {`{"secret":"` + content + `"}`, "version 0"},
+		"other types":                    {`{"version":1,"secret":{"v":"` + content + `"},"access_token":{"v":"` + content + `"}}`, "decoded"},
+		"cut off":                        {`{"version":1,"secret":"` + content, "decoded"},
+		"garbage":                        {content, "decoded"},
+		"nothing":                        {``, "decoded"},
+	} {
+		for _, key := range []string{"config/demo", "token/demo"} {
+			t.Run(name+" at "+key, func(t *testing.T) {
+				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+					m.write("demo", nil)
+					m.close()
+					require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{Key: key, Value: []byte(c.value)}))
+					m.open()
+
+					refuse := func(op logical.Operation, path string, data map[string]any) {
+						m.changesNothing(0, func() {
+							resp, err := m.request(op, path, data)
+							require.NotContains(t, shown(t, resp, err), content)
+							require.ErrorContains(t, err, key)
+							require.ErrorContains(t, err, c.says)
+							status, _ := m.status(resp, err)
+							require.Equal(t, http.StatusInternalServerError, status)
+						})
+					}
+					refuse(logical.ReadOperation, "token/demo", nil)
+					if key == "config/demo" {
+						refuse(logical.ReadOperation, "config/demo", nil)
+						refuse(logical.UpdateOperation, "config/demo", account1(nil))
+						refuse(logical.UpdateOperation, "config/demo", account1(map[string]any{"verify": false}))
+					} else {
+						require.Equal(t, testAppID, m.ok(logical.ReadOperation, "config/demo", nil).Data["appid"])
+					}
+					require.NotContains(t, m.logs.String(), content)
+
+					// The way out.
+					require.Nil(t, m.ok(logical.DeleteOperation, "config/demo", nil))
+					require.Empty(t, m.stored())
+					m.write("demo", nil)
+					m.read("demo")
+				})
+			})
+		}
+	}
+}
+
+// At every moment of an account's life, also halfway through a change, a secret
+// is only in its configuration and a token only in its token entry.
+func TestEachSecretIsInOneEntryOnly(t *testing.T) {
+	const password = "pr0xy-passw0rd"
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+		looked := 0
+		look := func(string, string) error {
+			looked++
+			s := &m.storage.InmemStorage // the one of the mount is in use
+			keys, err := logical.CollectKeys(t.Context(), logical.NewStorageView(s, ""))
+			require.NoError(t, err)
+			for _, key := range keys {
+				entry, err := s.Get(t.Context(), key)
+				require.NoError(t, err)
+				value := string(entry.Value)
+				for _, where := range []struct{ prefix, secret string }{
+					{"config/", testSecret},
+					{"config/", password},
+					{"token/", m.sim.Current(testAppID)},
+					{"token/", m.sim.Current(otherAppID)},
+				} {
+					if where.secret == "" {
+						continue
+					}
+					require.NotContains(t, key, where.secret)
+					if !strings.HasPrefix(key, where.prefix) {
+						require.NotContains(t, value, where.secret, key)
+					}
+				}
+			}
+			return nil
+		}
+		m.storage.failing(look)
+		route := map[string]any{"proxy_url": "http://egress:" + password + "@127.0.0.1:3128"}
+		m.write("team/a", route)
+		m.read("team/a")
+		m.write("team/a", map[string]any{"appid": otherAppID})
+		m.read("team/a")
+		m.write("team/a", map[string]any{"verify": false})
+		m.read("team/a")
+		stored := m.snapshot()
+		require.Contains(t, stored["config/team/a"], testSecret)
+		require.Contains(t, stored["token/team/a"], m.sim.Current(testAppID))
+		m.ok(logical.DeleteOperation, "config/team/a", nil)
+		require.NoError(t, look("", ""))
+		require.Greater(t, looked, 10)
+	})
+}

@@ -151,8 +151,7 @@ func (m *mount) refused(op logical.Operation, path string, data map[string]any) 
 
 func (m *mount) status(resp *logical.Response, err error) (int, string) {
 	m.t.Helper()
-	var coded logical.HTTPCodedError
-	if errors.As(err, &coded) {
+	if coded, ok := errors.AsType[logical.HTTPCodedError](err); ok {
 		require.Nil(m.t, resp, "Vault takes the status only without a response")
 		return coded.Code(), err.Error()
 	}

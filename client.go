@@ -109,7 +109,7 @@ func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*gran
 	if err != nil {
 		return nil, unreachable(ctx, err, e)
 	}
-	defer resp.Body.Close() //nolint:errcheck // nothing is left to lose
+	defer resp.Body.Close()
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return nil, unreachable(ctx, err, e)
@@ -136,12 +136,10 @@ func unreachable(ctx context.Context, err error, e endpoint) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
 		return &problem{rule: ruleUnreachable, detail: fmt.Sprintf("no answer within %s", e.timeout)}
 	}
-	var wrapped *url.Error
-	if errors.As(err, &wrapped) {
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
 		err = wrapped.Err
 	}
 	return &problem{rule: ruleUnreachable, detail: scrub(err.Error(), e)}

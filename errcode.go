@@ -1,6 +1,7 @@
 package wechat
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -122,8 +123,17 @@ type problem struct {
 // definite reports whether it is certain that a forced call did nothing: WeChat
 // refused it, or was not asked.
 func (p *problem) definite() bool {
+	if p == nil {
+		return false
+	}
 	_, documented := errcodes[p.errcode]
 	return p.local || documented && p.class != classTransient
+}
+
+// problemOf returns the problem that err is, or nil.
+func problemOf(err error) *problem {
+	p, _ := errors.AsType[*problem](err)
+	return p
 }
 
 // Error says what happened, as WeChat saw it, and what to do about it.

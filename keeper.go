@@ -393,8 +393,7 @@ func (k *keeper) store(ctx context.Context, s logical.Storage, name string, stor
 // asProblem is err as it is remembered. What is not a problem with WeChat is
 // one with storage.
 func asProblem(err error) *problem {
-	var p *problem
-	if errors.As(err, &p) {
+	if p := problemOf(err); p != nil {
 		return p
 	}
 	return &problem{rule: ruleStorage, detail: truncate(err.Error())}

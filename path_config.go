@@ -163,8 +163,8 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 // withVerifyHint tells, where the credentials could not be tried, how to store
 // them all the same.
 func withVerifyHint(err error) error {
-	p, ok := err.(*problem) //nolint:errorlint // the keeper returns it bare
-	if !ok || p.status != http.StatusBadGateway {
+	p := problemOf(err)
+	if p == nil || p.status != http.StatusBadGateway {
 		return err
 	}
 	hinted := *p

@@ -81,7 +81,7 @@ func TestAThousandReportsMakeOneCall(t *testing.T) {
 		var reporters sync.WaitGroup
 		for n := range 1000 {
 			reporters.Go(func() {
-				var rejected any = old
+				rejected := old
 				if n%2 == 0 {
 					rejected = nil
 				}

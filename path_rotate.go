@@ -2,7 +2,6 @@ package wechat
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -68,9 +67,8 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 
 // rotateFailure says in what err leaves the account.
 func rotateFailure(name string, revoke bool, err error) string {
-	var p *problem
 	switch {
-	case errors.As(err, &p) && p.definite():
+	case problemOf(err).definite():
 		return fmt.Sprintf("the token of account %q was not replaced", name)
 	case revoke:
 		return fmt.Sprintf("whether the token of account %q was replaced is not known, and the revocation goes on in the background", name)

@@ -3,7 +3,6 @@ package wechat
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -123,8 +122,8 @@ func unknownAccount(req *logical.Request, name string) *logical.Response {
 // of what went wrong with WeChat, its text after the given words. Any other
 // error is passed on as it is: Vault recognises some of its own.
 func failureResponse(words string, err error) (*logical.Response, error) {
-	var p *problem
-	if !errors.As(err, &p) {
+	p := problemOf(err)
+	if p == nil {
 		return nil, err
 	}
 	text := words + ": " + p.Error()

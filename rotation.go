@@ -201,8 +201,7 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 		return nil, err
 	}
 	r, err = k.force(ctx, s, t, st, acct)
-	var p *problem
-	if err != nil && (errors.As(err, &p) && p.definite() || errors.Is(err, errNotBegun)) {
+	if problemOf(err).definite() || errors.Is(err, errNotBegun) {
 		k.dropRevocation(ctx, s, name, pending)
 		return nil, err
 	}
@@ -239,9 +238,8 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 		h.Forced = append(h.Forced, now)
 		return nil
 	})
-	var limit *problem
 	switch {
-	case errors.As(err, &limit):
+	case problemOf(err) != nil: // the limits
 		return nil, err
 	case err != nil:
 		// The history may have been written all the same: look again.
@@ -254,8 +252,7 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 	k.doubtTwins(t.name, acct.AppID)
 
 	g, err := k.client.stableToken(k.ctx, acct.endpoint(), true)
-	var p *problem
-	if errors.As(err, &p) && p.definite() {
+	if problemOf(err).definite() {
 		k.undoForce(ctx, s, t, st, h)
 		return nil, err
 	}
@@ -392,9 +389,8 @@ func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation)
 	}
 	if st.forced() < r.Target {
 		done, err := k.force(ctx, s, t, st, acct)
-		var p *problem
-		switch {
-		case errors.As(err, &p) && p.local: // spacing or budget
+		switch p := problemOf(err); {
+		case p != nil && p.local: // spacing or budget
 			r.next = wallClock().Add(p.backoff.first)
 			return
 		case err != nil:

@@ -100,7 +100,7 @@ func TestRotateKeepsWeChatsLimits(t *testing.T) {
 			meanwhile()
 			status, text = m.refused(logical.UpdateOperation, "rotate/demo", nil)
 			require.Equal(t, http.StatusTooManyRequests, status, name)
-			wait := begin.Add(day).Sub(time.Now())
+			wait := time.Until(begin.Add(day))
 			require.Contains(t, text, fmt.Sprintf("try again in %d seconds", int(wait.Seconds())), name)
 			require.Equal(t, 0, m.statusOf("demo")["rotations_remaining"], name)
 		}
@@ -171,7 +171,7 @@ func TestRotateThatWeChatRefusesChangesNothing(t *testing.T) {
 }
 
 func TestRotateDoesNotWaitForRememberedFailures(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+	inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
 		m.write("demo", map[string]any{"verify": false})
 		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 89506, Times: 1})
 		m.refused(logical.ReadOperation, "token/demo", nil)

@@ -63,9 +63,12 @@ type rule struct {
 	advice  string
 }
 
+// triesAgain ends an advice where the background takes care.
+const triesAgain = "the engine tries again by itself"
+
 // What a person does about the failures of one class.
 const (
-	adviceNothing   = "nothing: the engine tries again by itself"
+	adviceNothing   = "nothing: " + triesAgain
 	adviceSecret    = "write the account's current AppSecret to its config path"
 	adviceWhitelist = "add this IP to the account's IP whitelist and wait some minutes, or send the calls through a whitelisted egress with proxy_url"
 	adviceConfirm   = "have the account's administrator confirm this IP in WeChat"
@@ -103,10 +106,10 @@ var errcodes = map[int]rule{
 
 // The failures that carry no documented errcode.
 var (
-	ruleUnreachable = rule{classUnreachable, http.StatusBadGateway, backoffTransient, "WeChat cannot be reached", "check the way from Vault to base_url (network, proxy_url, ca_pem); the engine tries again by itself"}
+	ruleUnreachable = rule{classUnreachable, http.StatusBadGateway, backoffTransient, "WeChat cannot be reached", "check the way from Vault to base_url (network, proxy_url, ca_pem); " + triesAgain}
 	ruleUnavailable = rule{classTransient, http.StatusBadGateway, backoffTransient, "WeChat answered with a server error", adviceNothing}
-	ruleAnswer      = rule{classAnswer, http.StatusBadGateway, backoffTransient, "WeChat's answer is not the documented one", "check that base_url and proxy_url lead to WeChat; the engine tries again by itself"}
-	ruleStorage     = rule{classStorage, http.StatusInternalServerError, backoffTransient, "Vault's storage failed", "check Vault's storage; the engine tries again by itself"}
+	ruleAnswer      = rule{classAnswer, http.StatusBadGateway, backoffTransient, "WeChat's answer is not the documented one", "check that base_url and proxy_url lead to WeChat; " + triesAgain}
+	ruleStorage     = rule{classStorage, http.StatusInternalServerError, backoffTransient, "Vault's storage failed", "check Vault's storage; " + triesAgain}
 )
 
 // problem is one failed attempt to get a token. It is an error whose text may
@@ -128,6 +131,21 @@ func (p *problem) definite() bool {
 	}
 	_, documented := errcodes[p.errcode]
 	return p.local || documented && p.class != classTransient
+}
+
+// once returns err as it is told to somebody whose request the engine does not
+// repeat by itself.
+func once(err error) error {
+	p := problemOf(err)
+	if p == nil {
+		return err
+	}
+	told := *p
+	if told.advice == adviceNothing {
+		told.advice = "try again in a minute"
+	}
+	told.advice = strings.TrimSuffix(told.advice, "; "+triesAgain)
+	return &told
 }
 
 // problemOf returns the problem that err is, or nil.

@@ -150,7 +150,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		return logical.ErrorResponse(invalid.Error()), nil
 	}
 	if err != nil {
-		return failureResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(err))
+		return failureResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(once(err)))
 	}
 	resp := &logical.Response{}
 	b.warnOfTwins(ctx, resp, name, acct.AppID)

@@ -49,7 +49,7 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 	revoke := data.Get("revoke").(bool)
 	done, err := b.keeper.rotate(ctx, req.Storage, name, revoke)
 	if err != nil {
-		return failureResponse(rotateFailure(name, revoke, err), err)
+		return failureResponse(rotateFailure(name, revoke, err), once(err))
 	}
 	if done == nil {
 		return unknownAccount(req, name), nil

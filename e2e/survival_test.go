@@ -1,0 +1,224 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+// pluginEnds waits until no process of the plugin runs any more. One whose Vault
+// is gone has to notice by itself, within seconds.
+func pluginEnds(t *testing.T, v *vault) {
+	t.Helper()
+	eventually(t, 15*time.Second, "the plugin's processes end", func() bool { return len(pluginsOf(t, v)) == 0 })
+}
+
+func pluginsOf(t *testing.T, v *vault) []int {
+	t.Helper()
+	pids, err := v.plugins()
+	must(t, err)
+	return pids
+}
+
+// killPlugin kills the plugin's processes, one of which has to be there.
+func killPlugin(t *testing.T, v *vault) {
+	t.Helper()
+	pids := pluginsOf(t, v)
+	if len(pids) == 0 {
+		t.Fatal("no process of the plugin is found")
+	}
+	for _, pid := range pids {
+		must(t, syscall.Kill(pid, syscall.SIGKILL))
+	}
+}
+
+func TestTokenSurvives(t *testing.T) {
+	t.Parallel()
+	v := ownVault(t)
+	e := newEngineOn(t, v)
+	account := e.account(wechatsim.Account{})
+	short := e.account(wechatsim.Account{Lifetime: 8 * time.Second, Overlap: 6 * time.Second})
+	e.configure(t, "myapp", account, noSync)
+	e.configure(t, "short", short)
+	config, token := e.config(t, "myapp"), e.token(t, "myapp")
+
+	for _, test := range []struct {
+		what    string
+		disturb func(t *testing.T)
+	}{
+		{"reload of the mount", func(t *testing.T) {
+			t.Helper()
+			_, err := v.Sys().ReloadPlugin(&api.ReloadPluginInput{Mounts: []string{e.path + "/"}})
+			must(t, err)
+		}},
+		{"reload of the plugin", func(t *testing.T) {
+			t.Helper()
+			_, err := v.Sys().ReloadPlugin(&api.ReloadPluginInput{Plugin: pluginName})
+			must(t, err)
+		}},
+		{"kill -9 of the plugin", func(t *testing.T) {
+			t.Helper()
+			killPlugin(t, v)
+			// Until Vault has noticed, requests fail as if they had been in flight.
+			eventually(t, patience, "the plugin works again", func() bool {
+				_, err := e.readToken("myapp")
+				return err == nil
+			})
+		}},
+		{"seal and unseal of Vault", func(t *testing.T) {
+			t.Helper()
+			must(t, v.Sys().Seal())
+			_, err := e.readToken("myapp")
+			refused(t, err, http.StatusServiceUnavailable)
+			pluginEnds(t, v)
+			must(t, v.unseal())
+		}},
+		{"stop and start of Vault", func(t *testing.T) {
+			t.Helper()
+			must(t, v.stop())
+			pluginEnds(t, v)
+			must(t, v.start())
+		}},
+		{"kill -9 of Vault", func(t *testing.T) {
+			t.Helper()
+			if len(pluginsOf(t, v)) == 0 {
+				t.Fatal("no process of the plugin is found")
+			}
+			must(t, v.kill())
+			pluginEnds(t, v)
+			must(t, v.start())
+		}},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			test.disturb(t)
+			sameToken(t, token, e.token(t, "myapp"))
+			sameFields(t, config, e.config(t, "myapp"))
+			if n := e.calls(account); n != 1 {
+				t.Errorf("there were %d calls for the account, want the one that verified it", n)
+			}
+			before := e.calls(short)
+			eventually(t, patience, "the other account's token is refreshed without readers", func() bool {
+				return e.calls(short) >= before+2
+			})
+			e.token(t, "short")
+		})
+	}
+}
+
+// Nobody reads after the plugin was killed: it is Vault's tick that starts it
+// again, once a minute.
+func TestKilledPluginRefreshesAgainWithoutReaders(t *testing.T) {
+	t.Parallel()
+	v := ownVault(t)
+	e := newEngineOn(t, v)
+	account := e.account(wechatsim.Account{Lifetime: 8 * time.Second, Overlap: 6 * time.Second})
+	e.configure(t, "myapp", account)
+	old := e.token(t, "myapp")
+	killPlugin(t, v)
+	pluginEnds(t, v)
+	before := e.calls(account)
+	eventually(t, 150*time.Second, "the token is refreshed again", func() bool { return e.calls(account) >= before+2 })
+	otherToken(t, old, e.token(t, "myapp"))
+}
+
+func TestDeletedAccountStaysDeletedAcrossARestart(t *testing.T) {
+	t.Parallel()
+	v := ownVault(t)
+	e := newEngineOn(t, v)
+	account := e.account(wechatsim.Account{})
+	e.configure(t, "myapp", account)
+	e.configure(t, "team-a/shop", e.account(wechatsim.Account{}), noSync)
+	shop := e.token(t, "team-a/shop")
+	_, err := v.Logical().Delete(e.path + "/config/myapp")
+	must(t, err)
+	must(t, v.kill())
+	pluginEnds(t, v)
+	must(t, v.start())
+	e.absent(t, "myapp")
+	sameToken(t, shop, e.token(t, "team-a/shop"))
+	if n := e.calls(account); n != 1 {
+		t.Errorf("there were %d calls for the account, want the one that verified it", n)
+	}
+}
+
+// stored lists the keys that the mount keeps in storage under a prefix.
+func (e *engine) stored(t *testing.T, prefix string) []string {
+	t.Helper()
+	mounts, err := e.vault.Sys().ListMounts()
+	must(t, err)
+	answer, err := e.vault.Logical().List("sys/raw/logical/" + mounts[e.path+"/"].UUID + "/" + prefix)
+	must(t, err)
+	return keys(answer)
+}
+
+// Creating an account, its becoming another one, and its deletion take several
+// writes. Whatever moment the plugin is killed at, what is left behind is
+// removed by the rollback of the write-ahead log, within two of Vault's ticks.
+func TestChangesCutOffByAKillAreCleanedUp(t *testing.T) {
+	t.Parallel()
+	v := ownVault(t)
+	e := newEngineOn(t, v)
+	names := []string{"a", "b", "c", "d"}
+
+	ctx, finish := context.WithCancel(t.Context())
+	var changing sync.WaitGroup
+	var changes atomic.Int32
+	for _, name := range names {
+		first, second := e.account(wechatsim.Account{}), e.account(wechatsim.Account{})
+		changing.Go(func() {
+			// Errors are what a kill looks like from here.
+			for ctx.Err() == nil {
+				_, _ = e.write(name, first)
+				_, _ = e.write(name, second)
+				if _, err := v.Logical().Delete(e.path + "/config/" + name); err == nil {
+					changes.Add(1)
+				}
+			}
+		})
+	}
+	for range 5 {
+		before := changes.Load()
+		eventually(t, patience, "changes", func() bool { return changes.Load() >= before+4 })
+		killPlugin(t, v)
+	}
+	finish()
+	changing.Wait()
+	eventually(t, patience, "the plugin works again", func() bool {
+		_, err := v.Logical().List(e.path + "/config")
+		return err == nil
+	})
+	cut := e.stored(t, "wal")
+	if cut == nil {
+		t.Error("no kill came in the midst of a change")
+	}
+	t.Logf("%d of the changes were cut off", len(cut))
+
+	eventually(t, 3*time.Minute, "the write-ahead log is worked off", func() bool { return e.stored(t, "wal") == nil })
+	configs := e.stored(t, "config")
+	for _, name := range e.stored(t, "token") {
+		if !slices.Contains(configs, name) {
+			t.Errorf("the token of %s is stored, and no configuration", name)
+		}
+	}
+	for _, name := range names {
+		if !slices.Contains(configs, name) {
+			e.absent(t, name)
+			continue
+		}
+		token, want := e.token(t, name), e.config(t, name)["appid"]
+		if appid, _ := e.Check(accessToken(token)); appid != want || token.Data["appid"] != want {
+			t.Errorf("%s has the token of %s, said to be that of %s; its appid is %s", name, appid, token.Data["appid"], want)
+		}
+	}
+}

@@ -30,7 +30,7 @@ var configFields = map[string]*framework.FieldSchema{
 	"base_url": {
 		Type:         framework.TypeString,
 		Default:      defaultBaseURL,
-		Description:  "Where WeChat is: https; http to a loopback address only.",
+		Description:  "Where WeChat is: https; http to a loopback address only. Default: " + defaultBaseURL + ".",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Base URL", Group: "Network"},
 	},
 	"proxy_url": {
@@ -46,25 +46,25 @@ var configFields = map[string]*framework.FieldSchema{
 	"request_timeout": {
 		Type:         framework.TypeDurationSecond,
 		Default:      int(defaultRequestTimeout / time.Second),
-		Description:  "How long one call to WeChat may take: 1s to 30s.",
+		Description:  "How long one call to WeChat may take: 1s to 30s. Default: 5s.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Request timeout", Group: "Network"},
 	},
 	"sync_interval": {
 		Type:         framework.TypeDurationSecond,
 		Default:      int(defaultSyncInterval / time.Second),
-		Description:  "How often the token is compared with WeChat's while nothing is due: at least 1m, or 0 for never.",
+		Description:  "How often the token is compared with WeChat's while nothing is due: at least 1m, or 0 for never. Default: 5m.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Sync interval"},
 	},
 	"max_ttl": {
 		Type:         framework.TypeDurationSecond,
 		Default:      int(defaultMaxTTL / time.Second),
-		Description:  "Cap on the ttl that readers of the token are told: at least 10s, or 0 for none. A token replaced by force reaches them within it.",
+		Description:  "Cap on the ttl that readers of the token are told: at least 10s, or 0 for none. A token replaced by force reaches them within it. Default: 4m.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Maximum TTL"},
 	},
 	"verify": {
 		Type:         framework.TypeBool,
 		Default:      true,
-		Description:  "Try the credentials against WeChat before anything is stored. Not stored itself.",
+		Description:  "Try the credentials against WeChat before anything is stored. Not stored itself. Default: true.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Verify"},
 	},
 }

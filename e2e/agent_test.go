@@ -89,7 +89,7 @@ func (a *agent) start(t *testing.T, config string) {
 		_ = cmd.Wait() // with the status of the Agent that was ended
 		if t.Failed() {
 			text, _ := os.ReadFile(a.file("log"))
-			t.Logf("the log of the Agent for %s ends with\n%s", a.role, text[max(0, len(text)-4000):])
+			t.Logf("the log of the Agent for %s ends with\n%s", a.role, text[max(0, len(text)-40000):])
 		}
 	})
 }

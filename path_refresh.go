@@ -13,6 +13,8 @@ import (
 const refreshPrefix = "refresh/"
 
 func (b *backend) refreshPaths() []*framework.Path {
+	response := tokenFields("last_vault_rotation", "expire_time", "ttl")
+	response["changed"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Whether the account's token is another one now: read it at token/<name>.", Required: true}
 	return b.paths(accountPath{
 		prefix:      refreshPrefix,
 		synopsis:    "Report that WeChat rejected an account's token.",
@@ -26,15 +28,10 @@ func (b *backend) refreshPaths() []*framework.Path {
 		},
 		operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
-				Callback:     b.refreshToken,
-				Summary:      "Report a rejected token; WeChat is asked once if need be.",
-				DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "refresh", OperationSuffix: "token"},
-				Responses: map[int][]framework.Response{http.StatusOK: {{Description: "What holds now", Fields: map[string]*framework.FieldSchema{
-					"changed":             {Type: framework.TypeBool, Description: "Whether the account's token is another one now: read it at token/<name>.", Required: true},
-					"last_vault_rotation": {Type: framework.TypeString, Description: "When Vault got the current token, RFC 3339 in UTC.", Required: true},
-					"expire_time":         {Type: framework.TypeString, Description: "When the current token ends at the latest, RFC 3339 in UTC.", Required: true},
-					"ttl":                 {Type: framework.TypeInt64, Description: "Seconds after which to read the token again.", Required: true},
-				}}}},
+				Callback:                    b.refreshToken,
+				Summary:                     "Report a rejected token; WeChat is asked once if need be.",
+				DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: "refresh", OperationSuffix: "token"},
+				Responses:                   map[int][]framework.Response{http.StatusOK: {{Description: "What holds now", Fields: response}}},
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 			},

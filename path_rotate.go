@@ -13,6 +13,8 @@ import (
 const rotatePrefix = "rotate/"
 
 func (b *backend) rotatePaths() []*framework.Path {
+	response := tokenFields("last_vault_rotation", "expire_time")
+	response["rotations_remaining"] = &framework.FieldSchema{Type: framework.TypeInt, Description: "Forced refreshes of this appid left in the rolling 24 hours.", Required: true}
 	return b.paths(accountPath{
 		prefix:      rotatePrefix,
 		synopsis:    "Replace an account's token by force.",
@@ -26,14 +28,10 @@ func (b *backend) rotatePaths() []*framework.Path {
 		},
 		operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
-				Callback:     b.rotateToken,
-				Summary:      "Replace the account's token by force: the old one dies for everybody.",
-				DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "rotate", OperationSuffix: "token"},
-				Responses: map[int][]framework.Response{http.StatusOK: {{Description: "What holds now", Fields: map[string]*framework.FieldSchema{
-					"last_vault_rotation": {Type: framework.TypeString, Description: "When Vault got the current token, RFC 3339 in UTC.", Required: true},
-					"expire_time":         {Type: framework.TypeString, Description: "When the current token ends at the latest, RFC 3339 in UTC.", Required: true},
-					"rotations_remaining": {Type: framework.TypeInt, Description: "Forced refreshes of this appid left in the rolling 24 hours.", Required: true},
-				}}}},
+				Callback:                    b.rotateToken,
+				Summary:                     "Replace the account's token by force: the old one dies for everybody.",
+				DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: "rotate", OperationSuffix: "token"},
+				Responses:                   map[int][]framework.Response{http.StatusOK: {{Description: "What holds now", Fields: response}}},
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 			},

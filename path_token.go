@@ -30,6 +30,15 @@ func (b *backend) tokenPaths() []*framework.Path {
 	})
 }
 
+// tokenFields returns those of tokenResponse that other answers share.
+func tokenFields(names ...string) map[string]*framework.FieldSchema {
+	fields := make(map[string]*framework.FieldSchema, len(names)+1)
+	for _, name := range names {
+		fields[name] = tokenResponse[name]
+	}
+	return fields
+}
+
 // tokenResponse is the shape of an answer. Between two reads of one token
 // nothing but ttl may change: consumers take any other change for a new token.
 var tokenResponse = map[string]*framework.FieldSchema{

@@ -10,6 +10,9 @@ VERSION := $(shell git describe --tags --match 'v[0-9]*.[0-9]*.[0-9]*' --dirty 2
 # Executions of each fuzz target, some seconds' worth.
 FUZZ := 100000
 
+# The options of the benchmark: bin/bench -help.
+BENCH := -document docs/benchmarks.md
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -50,6 +53,14 @@ e2e: build simulator ## End-to-end tests on a real Vault
 	vault=$$(scripts/vault.sh) && \
 	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
 
+.PHONY: bench
+bench: build ## Measure reads on a real Vault, see docs/benchmarks.md; BENCH='-runs 1' for a quick look
+	CGO_ENABLED=0 go build -trimpath -o bin/bench ./bench
+	CGO_ENABLED=0 go build -trimpath -o bin/bench-floor ./bench/floor
+	vault=$$(scripts/vault.sh) && \
+	kv=$$(scripts/pinned.sh kv 'half a minute on two cores' -ldflags='-s -w') && \
+	VAULT_BIN=$$vault WECHAT_PLUGIN=bin/$(PLUGIN) KV_PLUGIN=$$kv FLOOR_PLUGIN=bin/bench-floor exec bin/bench $(BENCH)
+
 .PHONY: c-compiler
 c-compiler:
 	@cc=$$(go env CC) && command -v "$${cc%% *}" >/dev/null || { \
@@ -85,7 +96,7 @@ clean: ## Remove bin/
 	rm -rf bin
 
 .PHONY: clean-cache
-clean-cache: ## Remove the cached builds of Vault and golangci-lint, of every clone
+clean-cache: ## Remove the cached builds of Vault, KV and golangci-lint, of every clone
 	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/vault-plugin-secrets-wechat"
 
 .PHONY: help

@@ -287,7 +287,7 @@ func (k *keeper) refreshNow(ctx context.Context, s logical.Storage, name, reject
 	switch {
 	case another && rejected != "":
 		return st, true, nil
-	case st.failure.holds(now), st.failure != nil && now.Sub(st.failure.at) < settleTime:
+	case st.failure.holds(now), st.failure != nil && !st.doubted && now.Sub(st.failure.at) < settleTime:
 		return nil, false, st.failure.problem
 	case st.usable(now) && st.failure == nil && now.Sub(st.lastSuccess) < settleTime:
 		return st, another, nil

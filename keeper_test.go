@@ -100,6 +100,19 @@ func TestNobodyReadMeansNobodyCalls(t *testing.T) {
 	})
 }
 
+func TestWhatWasAskedForInVainIsTriedAgainWithoutAnyReader(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		m.sim.Inject(wechatsim.Fault{Kind: "reset", Times: 3})
+		m.refused(logical.ReadOperation, "token/demo", nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Equal(t, 4, m.calls())
+		m.read("demo")
+		require.Equal(t, 4, m.calls())
+	})
+}
+
 func TestRestartCostsNoCall(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

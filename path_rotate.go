@@ -47,7 +47,7 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 	revoke := data.Get("revoke").(bool)
 	done, err := b.keeper.rotate(ctx, req.Storage, name, revoke)
 	if err != nil {
-		return failureResponse(rotateFailure(name, revoke, err), once(err))
+		return failureResponse(b.rotateFailure(name, revoke, err), once(err))
 	}
 	if done == nil {
 		return unknownAccount(req, name), nil
@@ -64,8 +64,10 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 }
 
 // rotateFailure says in what err leaves the account.
-func rotateFailure(name string, revoke bool, err error) string {
+func (b *backend) rotateFailure(name string, revoke bool, err error) string {
 	switch {
+	case problemOf(err).definite() && b.keeper.pendingRevocation(name) != nil:
+		return fmt.Sprintf("the token of account %q was not replaced now, and the revocation that is pending goes on", name)
 	case problemOf(err).definite():
 		return fmt.Sprintf("the token of account %q was not replaced", name)
 	case revoke:

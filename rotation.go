@@ -196,16 +196,20 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 	if !revoke {
 		return k.force(ctx, s, t, st, acct)
 	}
-	pending, err := k.beginRevocation(ctx, s, name, st)
+	announced, err := k.announceRevocation(ctx, s, name, st)
 	if err != nil {
 		return nil, err
 	}
 	r, err = k.force(ctx, s, t, st, acct)
 	if problemOf(err).definite() || errors.Is(err, errNotBegun) {
-		k.dropRevocation(ctx, s, name, pending)
+		// Nothing was done, and one that was pending before goes on.
+		k.dropRevocation(ctx, s, name, announced)
 		return nil, err
 	}
-	pending.next = wallClock().Add(forcedSpacing)
+	announced.next = wallClock().Add(forcedSpacing)
+	if old := k.pendRevocation(announced); old != nil {
+		k.dropRevocation(ctx, s, name, old)
+	}
 	return r, err
 }
 
@@ -270,7 +274,11 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 		if k.ctx.Err() != nil {
 			return nil, errUnmounted
 		}
-		return nil, asProblem(err)
+		p := asProblem(err)
+		failed := doubtful.failed(p, wallClock(), syncJitter())
+		failed.failure.next = failed.failure.at // a normal call is to tell at once what holds
+		t.state.Store(failed)
+		return nil, p
 	}
 	next := doubtful.succeeded(g, tok, syncJitter())
 	t.state.Store(next)
@@ -313,9 +321,9 @@ type revocation struct {
 	failures int
 }
 
-// beginRevocation announces two forced refreshes in the write-ahead log, which
-// keeps them from being forgotten whatever happens in between.
-func (k *keeper) beginRevocation(ctx context.Context, s logical.Storage, name string, st *state) (*revocation, error) {
+// announceRevocation announces two forced refreshes in the write-ahead log,
+// which keeps them from being forgotten whatever happens in between.
+func (k *keeper) announceRevocation(ctx context.Context, s logical.Storage, name string, st *state) (*revocation, error) {
 	r := &revocation{Name: name, AccountID: st.accountID, Target: 2, Requested: wallClock().UTC()}
 	if st.token != nil {
 		r.Target += st.token.Forced
@@ -323,9 +331,6 @@ func (k *keeper) beginRevocation(ctx context.Context, s logical.Storage, name st
 	var err error
 	if r.walID, err = framework.PutWAL(ctx, s, walRevocation, r); err != nil {
 		return nil, errors.Join(errNotBegun, err)
-	}
-	if old := k.pendRevocation(r); old != nil {
-		k.dropRevocation(ctx, s, name, old)
 	}
 	return r, nil
 }

@@ -259,6 +259,47 @@ func (m *mount) walEntries() []string {
 	return ids
 }
 
+func TestRevokeAgainDoesNotCancelWhatIsPending(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		revoke := map[string]any{"revoke": true}
+		m.ok(logical.UpdateOperation, "rotate/demo", revoke)
+		status, text := m.refused(logical.UpdateOperation, "rotate/demo", revoke)
+		require.Equal(t, http.StatusTooManyRequests, status)
+		require.Contains(t, text, "pending goes on")
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		require.Len(t, m.walEntries(), 1)
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+
+		// One that is accepted takes its place.
+		m.ok(logical.UpdateOperation, "rotate/demo", revoke)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
+		m.ticks(1)
+		time.Sleep(forcedSpacing)
+		m.ok(logical.UpdateOperation, "rotate/demo", revoke)
+		require.Len(t, m.walEntries(), 1)
+		m.ticks(5)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+		require.Empty(t, m.walEntries())
+	})
+}
+
+func TestAForcedRefreshThatFailsShowsInTheStatus(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: 503})
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		got := m.statusOf("demo")
+		require.Equal(t, "failing", got["state"])
+		require.Contains(t, got["last_error"].(map[string]any)["message"], "HTTP 503")
+		m.sim.ClearFaults()
+		m.read("demo") // without waiting
+		require.Equal(t, "healthy", m.statusOf("demo")["state"])
+	})
+}
+
 func TestRevokeOfAnAccountThatWasNeverRead(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"verify": false})

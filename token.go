@@ -235,10 +235,13 @@ func (st *state) ttl(now time.Time) int64 {
 }
 
 // wake returns when the background has to look at the account, zero if never:
-// an account whose token nobody has read yet is left alone.
+// an account whose token nobody has asked for yet is left alone.
 func (st *state) wake() time.Time {
-	if st.token == nil {
+	switch {
+	case st.token == nil && st.failure == nil:
 		return time.Time{}
+	case st.token == nil:
+		return st.failure.next
 	}
 	at := st.due
 	if !st.sync.IsZero() && st.sync.Before(at) {

@@ -161,7 +161,7 @@ func TestTheBackgroundWakesForWhatIsDue(t *testing.T) {
 		want time.Time
 	}{
 		"no token":                             {&state{syncInterval: time.Minute, sync: after(60)}, time.Time{}},
-		"no token, and a failure":              {failedAt(&state{}, 0), time.Time{}},
+		"no token, and a failure":              {failedAt(&state{}, 0), after(1)},
 		"no comparison":                        {synced(7200, 0), after(6910)},
 		"comparison first":                     {synced(7200, 5*time.Minute), after(300)},
 		"due first":                            {synced(300, 5*time.Minute), after(10)},

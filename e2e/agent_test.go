@@ -180,7 +180,7 @@ func (c *checker) rotated() int {
 	return c.rotations
 }
 
-// holds tells whether the consumer has the platform's newest token.
+// holds tells whether the consumer has this token.
 func (c *checker) holds(token string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -1,0 +1,431 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/hashicorp/vault/api"
+	"github.com/zclconf/go-cty/cty"
+	"github.com/zclconf/go-cty/cty/function"
+	"github.com/zclconf/go-cty/cty/function/stdlib"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+// exampleLink is a link to an example, in a page below docs/.
+var exampleLink = regexp.MustCompile(`\(\.\./examples/([^)]+)\)`)
+
+// Every example is put to a test and is found from both pages on using the token:
+// none may be added without either.
+func TestEveryExampleIsTestedAndLinkedTo(t *testing.T) {
+	t.Parallel()
+	tested := []string{
+		"agent/file.hcl", "agent/supervisor.hcl", // TestAgentsStayFresh
+		"clients/go/main.go", "clients/java/Shop.java", "clients/node/shop.mjs", "clients/php/shop.php", "clients/python/shop.py", // TestClientsCacheAndRecover
+		"kubernetes/agent-injector.yaml", "kubernetes/csi.yaml", "kubernetes/external-secrets.yaml", "kubernetes/secrets-operator.yaml",
+		"nomad/shop.nomad.hcl",
+		"policies/application.hcl", "policies/every-team.hcl", "policies/monitoring.hcl", "policies/on-call.hcl",
+		"policies/operator.hcl", "policies/team.hcl", "policies/wrapped.hcl", // policy_test.go
+		"spring-boot/WechatToken.java", "spring-boot/application.yaml",
+		"systemd/vault-agent-wechat.service",
+		"terraform/main.tf",
+	}
+	var found []string
+	root := filepath.Join("..", "examples")
+	must(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			path, err = filepath.Rel(root, path)
+			found = append(found, filepath.ToSlash(path))
+		}
+		return err
+	}))
+	slices.Sort(found)
+	if !slices.Equal(found, tested) {
+		t.Errorf("the examples are\n%v, those with a test\n%v", found, tested)
+	}
+	for _, page := range []string{"using-the-token.md", "using-the-token.zh-CN.md"} {
+		text, err := os.ReadFile(filepath.Join("..", "docs", page))
+		must(t, err)
+		var linked []string
+		for _, m := range exampleLink.FindAllSubmatch(text, -1) {
+			linked = append(linked, string(m[1]))
+		}
+		slices.Sort(linked)
+		if linked = slices.Compact(linked); !slices.Equal(found, linked) {
+			t.Errorf("the examples are\n%v, those that %s links to\n%v", found, page, linked)
+		}
+	}
+}
+
+func TestPolicyExamplesAreAsVaultFormatsThem(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(filepath.Join("..", "examples", "policies", "*.hcl"))
+	must(t, err)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		must(t, err)
+		formatted := filepath.Join(t.TempDir(), filepath.Base(file))
+		must(t, os.WriteFile(formatted, text, 0o600))
+		if output, err := exec.Command(subject.vault, "policy", "fmt", formatted).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", file, err, output)
+		}
+		if after, err := os.ReadFile(formatted); err != nil || !bytes.Equal(text, after) {
+			t.Errorf("%s: vault policy fmt makes of it\n%s (%v)", file, after, err)
+		}
+	}
+}
+
+// object is what YAML and JSON call a mapping.
+type object map[string]any
+
+// at follows keys down to a value; nil if one is not there.
+func (o object) at(keys ...string) any {
+	var value any = o
+	for _, key := range keys {
+		level, _ := value.(object)
+		value = level[key]
+	}
+	return value
+}
+
+// text is at for a string; "" if there is none.
+func (o object) text(keys ...string) string {
+	text, _ := o.at(keys...).(string)
+	return text
+}
+
+// manifests returns the documents of a YAML file by their kind.
+func manifests(t *testing.T, path string) map[string]object {
+	t.Helper()
+	all := map[string]object{}
+	for documents := yaml.NewDecoder(strings.NewReader(example(t, path))); ; {
+		var document object
+		err := documents.Decode(&document)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		must(t, err)
+		if document.text("apiVersion") == "" || document.text("metadata", "name") == "" {
+			t.Errorf("%s holds a document that is no manifest: %v", path, document)
+		}
+		all[document.text("kind")] = document
+	}
+}
+
+// The Kubernetes examples name a path and a field: at that path Vault has to
+// answer with the token in that field.
+func TestKubernetesExamplesLeadToTheToken(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.configure(t, "team-a/shop", e.account(wechatsim.Account{}))
+
+	operator := manifests(t, "kubernetes/secrets-operator.yaml")
+	dynamic := operator["VaultDynamicSecret"]
+	if dynamic.at("spec", "allowStaticCreds") != true {
+		t.Error("the Secrets Operator is not told that the credential rotates without a lease")
+	}
+	if operator["VaultAuth"].text("spec", "vaultConnectionRef") != operator["VaultConnection"].text("metadata", "name") ||
+		dynamic.text("spec", "vaultAuthRef") != operator["VaultAuth"].text("metadata", "name") {
+		t.Error("the manifests of the Secrets Operator do not name each other")
+	}
+	includes, _ := dynamic.at("spec", "destination", "transformation", "includes").([]any)
+	if len(includes) != 1 || dynamic.at("spec", "destination", "transformation", "excludeRaw") != true {
+		t.Fatal("the Secrets Operator's Secret holds more than the token")
+	}
+
+	external := manifests(t, "kubernetes/external-secrets.yaml")
+	store := external["SecretStore"].at("spec", "provider", "vault").(object)
+	if store.text("version") != "v1" {
+		t.Error(`External Secrets is to read as of v1, which leaves the path as it stands`)
+	}
+	if external["ExternalSecret"].text("spec", "secretStoreRef", "name") != external["SecretStore"].text("metadata", "name") {
+		t.Error("the ExternalSecret does not name the SecretStore")
+	}
+	remote := external["ExternalSecret"].at("spec", "data").([]any)[0].(object)["remoteRef"].(object)
+
+	driver := manifests(t, "kubernetes/csi.yaml")
+	var objects []object
+	must(t, yaml.Unmarshal([]byte(driver["SecretProviderClass"].text("spec", "parameters", "objects")), &objects))
+	if len(objects) != 1 {
+		t.Fatalf("the CSI driver mounts %v, want the token", objects)
+	}
+
+	for consumer, names := range map[string]struct{ path, field string }{
+		"Secrets Operator": {dynamic.text("spec", "mount") + "/" + dynamic.text("spec", "path"), strings.Trim(includes[0].(string), "^$")},
+		"External Secrets": {store.text("path") + "/" + remote.text("key"), remote.text("property")},
+		"CSI driver":       {objects[0].text("secretPath"), objects[0].text("secretKey")},
+	} {
+		answer, err := e.vault.Logical().Read(e.here(names.path))
+		must(t, err)
+		if token, _ := answer.Data[names.field].(string); token != accessToken(e.token(t, "team-a/shop")) {
+			t.Errorf("%s: the field %q of %s is not the token", consumer, names.field, names.path)
+		}
+	}
+}
+
+// here leads a path of the examples to the engine's mount.
+func (e *engine) here(path string) string {
+	return e.path + strings.TrimPrefix(path, "wechat")
+}
+
+// parsed returns a file in HCL's newer syntax.
+func parsed(t *testing.T, path string) *hclsyntax.Body {
+	t.Helper()
+	file, faults := hclsyntax.ParseConfig([]byte(example(t, path)), path, hcl.InitialPos)
+	if faults.HasErrors() {
+		t.Fatal(faults)
+	}
+	return file.Body.(*hclsyntax.Body)
+}
+
+// block follows types and labels of blocks, as in "template" or "resource x y".
+func block(t *testing.T, body *hclsyntax.Body, path ...string) *hclsyntax.Body {
+	t.Helper()
+	for _, step := range path {
+		i := slices.IndexFunc(body.Blocks, func(b *hclsyntax.Block) bool {
+			return strings.Join(append([]string{b.Type}, b.Labels...), " ") == step
+		})
+		if i < 0 {
+			t.Fatalf("there is no block %s", step)
+		}
+		body = body.Blocks[i].Body
+	}
+	return body
+}
+
+// value evaluates an attribute.
+func value(t *testing.T, body *hclsyntax.Body, name string, context *hcl.EvalContext) cty.Value {
+	t.Helper()
+	attribute, there := body.Attributes[name]
+	if !there {
+		t.Fatalf("there is no attribute %s", name)
+	}
+	v, faults := attribute.Expr.Value(context)
+	if faults.HasErrors() {
+		t.Fatal(faults)
+	}
+	return v
+}
+
+// The injector's annotation and Nomad's template are rendered by a real Agent,
+// which has the same engine inside.
+func TestTemplatesRenderTheTokenAndNothingElse(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.configure(t, "team-a/shop", e.account(wechatsim.Account{}))
+	client := e.login(t, e.policy(t, "application"))
+
+	deployment := manifests(t, "kubernetes/agent-injector.yaml")["Deployment"]
+	annotations := deployment.at("spec", "template", "metadata", "annotations").(object)
+	if got := annotations["vault.hashicorp.com/agent-inject-secret-wechat-token"]; got != "wechat/token/team-a/shop" {
+		t.Errorf("the injector is led to %v", got)
+	}
+	task := block(t, parsed(t, "nomad/shop.nomad.hcl"), "job shop", "group shop", "task shop", "template")
+
+	dir := t.TempDir()
+	type stanza struct {
+		Contents    string `json:"contents"`
+		Destination string `json:"destination"`
+	}
+	config := struct {
+		Vault         object   `json:"vault"`
+		AutoAuth      object   `json:"auto_auth"`
+		ExitAfterAuth bool     `json:"exit_after_auth"`
+		Templates     []stanza `json:"template"`
+	}{
+		Vault: object{"address": e.vault.address},
+		AutoAuth: object{"method": []object{{
+			"type": "token_file", "config": object{"token_file_path": filepath.Join(dir, "vault-token")},
+		}}},
+		ExitAfterAuth: true,
+	}
+	for name, template := range map[string]string{
+		"injector": annotations["vault.hashicorp.com/agent-inject-template-wechat-token"].(string),
+		"nomad":    value(t, task, "data", nil).AsString(),
+	} {
+		config.Templates = append(config.Templates, stanza{
+			strings.ReplaceAll(template, `"wechat/`, `"`+e.path+"/"), filepath.Join(dir, name),
+		})
+	}
+	text, err := json.Marshal(config)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(dir, "agent.json"), text, 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "vault-token"), []byte(client.Token()), 0o600))
+	agent := exec.CommandContext(t.Context(), subject.vault, "agent", "-config="+filepath.Join(dir, "agent.json"))
+	agent.Env = []string{"HOME=" + dir}
+	if output, err := agent.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	for _, template := range config.Templates {
+		rendered, err := os.ReadFile(template.Destination)
+		if err != nil || string(rendered) != accessToken(e.token(t, "team-a/shop")) {
+			t.Errorf("%s renders %q (%v), want the token", filepath.Base(template.Destination), rendered, err)
+		}
+	}
+}
+
+// What Terraform's example has done is done here without Terraform: the command
+// that writes the secret, the settings, and the policy.
+func TestTerraformExampleConfiguresAnAccount(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	account := e.account(wechatsim.Account{})
+	main := parsed(t, "terraform/main.tf")
+	variables := &hcl.EvalContext{
+		Variables: map[string]cty.Value{
+			"vault_mount": cty.ObjectVal(map[string]cty.Value{"wechat": cty.ObjectVal(map[string]cty.Value{"path": cty.StringVal(e.path)})}),
+			"var":         cty.ObjectVal(map[string]cty.Value{"appid": cty.StringVal(account["appid"].(string)), "secret_version": cty.NumberIntVal(1)}),
+			"path":        cty.ObjectVal(map[string]cty.Value{"module": cty.StringVal("terraform")}),
+		},
+		Functions: map[string]function.Function{
+			"jsonencode": stdlib.JSONEncodeFunc,
+			"file": function.New(&function.Spec{
+				Params: []function.Parameter{{Name: "path", Type: cty.String}},
+				Type:   function.StaticReturnType(cty.String),
+				Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
+					return cty.StringVal(example(t, args[0].AsString())), nil
+				},
+			}),
+		},
+	}
+	mount := block(t, main, "resource vault_mount wechat")
+	if got := value(t, mount, "type", nil).AsString(); got != pluginName {
+		t.Errorf("the mount is of the type %q", got)
+	}
+
+	// The simulator instead of WeChat, as the example cannot know it.
+	e.configure(t, "team-a/shop", account, unverified, fields{"secret": e.hide(random())})
+	writer := block(t, main, "resource terraform_data account", "provisioner local-exec")
+	bin := t.TempDir()
+	must(t, os.Symlink(subject.vault, filepath.Join(bin, "vault")))
+	command := exec.Command("sh", "-c", value(t, writer, "command", variables).AsString())
+	command.Env = []string{
+		"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + bin,
+		"VAULT_ADDR=" + e.vault.address, "VAULT_TOKEN=" + e.vault.Token(),
+		"WECHAT_SECRET=" + account["secret"].(string),
+	}
+	for name, v := range value(t, writer, "environment", variables).AsValueMap() {
+		command.Env = append(command.Env, name+"="+v.AsString())
+	}
+	output, err := command.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	e.token(t, "team-a/shop") // so it was the right secret
+
+	settings := block(t, main, "resource vault_generic_endpoint account")
+	path := value(t, settings, "path", variables).AsString()
+	var written map[string]any
+	must(t, json.Unmarshal([]byte(value(t, settings, "data_json", variables).AsString()), &written))
+	_, err = e.vault.Logical().Write(path, written)
+	must(t, err)
+	read := e.config(t, "team-a/shop")
+	for field, want := range written {
+		// Terraform compares as JSON: a value that reads back otherwise is a change
+		// in every plan.
+		wantJSON, _ := json.Marshal(want)
+		gotJSON, _ := json.Marshal(read[field])
+		if !bytes.Equal(gotJSON, wantJSON) {
+			t.Errorf("%s reads back as %s, written was %s", field, gotJSON, wantJSON)
+		}
+	}
+	e.token(t, "team-a/shop")
+
+	policy := block(t, main, "resource vault_policy shop")
+	must(t, e.vault.Sys().PutPolicy(e.path, value(t, policy, "policy", variables).AsString()))
+
+	for _, word := range []string{"secret =", "secret=", "WECHAT_SECRET"} {
+		for line := range strings.Lines(example(t, "terraform/main.tf")) {
+			if strings.Contains(line, word) && !strings.Contains(line, "secret=-") && !strings.HasPrefix(line, "#") {
+				t.Errorf("the secret may be in Terraform's files: %s", line)
+			}
+		}
+	}
+}
+
+// unitLine is a line of a systemd unit: a section, a setting, a comment or none.
+var unitLine = regexp.MustCompile(`^(?:\[(\w+)\]|([A-Z]\w*)=(\S.*)|#.*|)$`)
+
+func TestSystemdUnitRunsTheAgentExample(t *testing.T) {
+	t.Parallel()
+	section, settings := "", map[string]string{}
+	for i, line := range strings.Split(example(t, "systemd/vault-agent-wechat.service"), "\n") {
+		m := unitLine.FindStringSubmatch(line)
+		switch {
+		case m == nil:
+			t.Errorf("line %d is none of a unit: %s", i+1, line)
+		case m[1] != "":
+			section = m[1]
+		case m[2] != "":
+			settings[section+"/"+m[2]] = m[3]
+		}
+	}
+	_, command, _ := strings.Cut(settings["Service/ExecStart"], "/usr/bin/")
+	config := example(t, "agent/file.hcl")
+	if command == "" || !strings.Contains(config, "#     "+command+"\n") {
+		t.Errorf("the unit starts %q, which is not what agent/file.hcl says", command)
+	}
+	if !strings.Contains(config, `"/run/`+settings["Service/RuntimeDirectory"]+`/`) {
+		t.Errorf("the Agent does not write below the unit's runtime directory, %q", settings["Service/RuntimeDirectory"])
+	}
+	for _, section := range []string{"Unit/Description", "Service/User", "Service/Restart", "Install/WantedBy"} {
+		if settings[section] == "" {
+			t.Errorf("%s is missing", section)
+		}
+	}
+}
+
+// Spring itself is not here: the configuration is parsed, the class too where
+// there is a Java compiler, and the paths in it are tried.
+func TestSpringBootExample(t *testing.T) {
+	t.Parallel()
+	var config object
+	must(t, yaml.Unmarshal([]byte(example(t, "spring-boot/application.yaml")), &config))
+	if config.at("spring", "cloud", "vault", "kv", "enabled") != false {
+		t.Error("Spring would look for the application's properties in KV")
+	}
+	e := newEngine(t)
+	name := config.text("wechat", "account")
+	e.configure(t, name, e.account(wechatsim.Account{}))
+	client := e.login(t, e.policy(t, "application"))
+	class := example(t, "spring-boot/WechatToken.java")
+	for area, use := range map[string]func(path string) (*api.Secret, error){
+		"token":   client.Logical().Read,
+		"refresh": func(path string) (*api.Secret, error) { return client.Logical().Write(path, nil) },
+	} {
+		if !strings.Contains(class, `"wechat/`+area+`/" + account`) {
+			t.Errorf("the class does not use wechat/%s/", area)
+		}
+		answer, err := use(e.here("wechat/" + area + "/" + name))
+		must(t, err)
+		// Spring's lease container schedules nothing with this, so the class must.
+		if answer.LeaseDuration != 0 || answer.LeaseID != "" {
+			t.Errorf("the answer of %s has a lease", area)
+		}
+	}
+	javac, err := exec.LookPath("javac")
+	if err != nil {
+		t.Log("there is no Java compiler: the class was not parsed")
+		return
+	}
+	source := filepath.Join("..", "examples", "spring-boot", "WechatToken.java")
+	output, err := exec.Command(javac, "-XDshould-stop.ifError=PARSE", "-XDshould-stop.ifNoError=PARSE", "-d", t.TempDir(), source).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, output)
+	}
+}

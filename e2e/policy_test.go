@@ -1,0 +1,238 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/vault/api"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+// policy returns an example policy, for the engine's mount.
+func (e *engine) policy(t *testing.T, name string) string {
+	t.Helper()
+	return strings.ReplaceAll(example(t, "policies/"+name+".hcl"), `"wechat/`, `"`+e.path+`/`)
+}
+
+// permission is an operation on a path of the mount.
+type permission struct{ operation, path string }
+
+// permissions are those that exist for the named accounts. Deletions come last,
+// for nothing else is possible afterwards.
+func permissions(accounts ...string) []permission {
+	all := []permission{{"read", "metrics"}}
+	for _, name := range accounts {
+		all = append(
+			all,
+			permission{"write", "config/" + name}, permission{"read", "config/" + name},
+			permission{"read", "token/" + name}, permission{"write", "refresh/" + name},
+			permission{"write", "rotate/" + name}, permission{"read", "status/" + name},
+		)
+	}
+	levels := []string{"/"}
+	for _, name := range accounts {
+		if level := "/" + path.Dir(name) + "/"; !slices.Contains(levels, level) {
+			levels = append(levels, level)
+		}
+	}
+	for _, level := range levels {
+		for _, area := range []string{"config", "token", "status"} {
+			all = append(all, permission{"list", area + level})
+		}
+	}
+	for _, name := range accounts {
+		all = append(all, permission{"delete", "config/" + name})
+	}
+	return all
+}
+
+// try carries out an operation with a client's rights.
+func (p permission) try(client *api.Client, e *engine) error {
+	full := e.path + "/" + p.path
+	var err error
+	switch p.operation {
+	case "read":
+		_, err = client.Logical().Read(full)
+	case "list":
+		_, err = client.Logical().List(strings.TrimSuffix(full, "/"))
+	case "delete":
+		_, err = client.Logical().Delete(full)
+	case "write":
+		var data fields
+		if strings.HasPrefix(p.path, "config/") {
+			data = fields{"max_ttl": "2m"}
+		}
+		_, err = client.Logical().Write(full, data)
+	default:
+		panic("unknown operation " + p.operation)
+	}
+	return err
+}
+
+// permits tries every permission that exists: those that are granted have to
+// succeed, all others have to be denied.
+func (e *engine) permits(t *testing.T, client *api.Client, accounts []string, granted func(permission) bool) {
+	t.Helper()
+	grants := 0
+	for _, p := range permissions(accounts...) {
+		err := p.try(client, e)
+		var answer *api.ResponseError
+		denied := errors.As(err, &answer) && answer.StatusCode == http.StatusForbidden
+		switch {
+		case !granted(p):
+			if !denied {
+				t.Errorf("%s %s is not denied: %v", p.operation, p.path, err)
+			}
+		case err != nil:
+			t.Errorf("%s %s fails: %v", p.operation, p.path, err)
+		default:
+			grants++
+		}
+	}
+	if grants == 0 {
+		t.Error("nothing is granted")
+	}
+}
+
+// teamAccounts are the accounts for which the policies are tried.
+var teamAccounts = []string{"myapp", "team-a/shop", "team-a/blog", "team-b/shop"}
+
+// configureTeams makes the accounts in a mount.
+func (e *engine) configureTeams(t *testing.T) {
+	t.Helper()
+	for _, name := range teamAccounts {
+		e.configure(t, name, e.account(wechatsim.Account{}))
+	}
+}
+
+// The matrix of the roles' policies: every operation on every path, for the
+// account that a role is about and for others.
+func TestEachRoleMayDoItsPartOnly(t *testing.T) {
+	t.Parallel()
+	of := func(areas ...string) func(permission) bool {
+		return func(p permission) bool {
+			return slices.ContainsFunc(areas, func(area string) bool { return strings.HasPrefix(p.path, area) })
+		}
+	}
+	exactly := func(all ...permission) func(permission) bool {
+		return func(p permission) bool { return slices.Contains(all, p) }
+	}
+	for role, granted := range map[string]func(permission) bool{
+		"operator":   of("config/", "status/"),
+		"on-call":    of("refresh/", "rotate/", "status/"),
+		"monitoring": of("status/", "metrics"),
+		"team":       of("token/team-a/", "refresh/team-a/", "status/team-a/"),
+		"application": exactly(
+			permission{"read", "token/team-a/shop"},
+			permission{"write", "refresh/team-a/shop"},
+		),
+	} {
+		t.Run(role, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.configureTeams(t)
+			e.permits(t, e.login(t, e.policy(t, role)), teamAccounts, granted)
+		})
+	}
+}
+
+// person returns a client that has logged in with a password, as an entity with
+// the metadata.
+func (e *engine) person(t *testing.T, name string, metadata map[string]string) *api.Client {
+	t.Helper()
+	v := e.vault
+	write := func(path string, data fields) *api.Secret {
+		t.Helper()
+		answer, err := v.Logical().Write(path, data)
+		must(t, err)
+		return answer
+	}
+	mounts, err := v.Sys().ListAuth()
+	must(t, err)
+	password := e.hide(random())
+	write("auth/"+e.path+"/users/"+name, fields{"password": password})
+	entity := write("identity/entity", fields{"name": e.path + "-" + name, "metadata": metadata, "policies": []string{e.path}})
+	write("identity/entity-alias", fields{
+		"name": name, "canonical_id": entity.Data["id"], "mount_accessor": mounts[e.path+"/"].Accessor,
+	})
+	login := write("auth/"+e.path+"/login/"+name, fields{"password": password})
+	client, err := v.Clone()
+	must(t, err)
+	client.SetToken(e.hide(login.Auth.ClientToken))
+	return client
+}
+
+func TestOnePolicyServesEveryTeam(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.configureTeams(t)
+	must(t, e.vault.Sys().PutPolicy(e.path, e.policy(t, "every-team")))
+	must(t, e.vault.Sys().EnableAuthWithOptions(e.path, &api.EnableAuthOptions{Type: "userpass"}))
+	for person, metadata := range map[string]map[string]string{
+		"ann": {"team": "team-a"},
+		"bob": {"team": "team-b"},
+	} {
+		team := metadata["team"]
+		e.permits(t, e.person(t, person, metadata), teamAccounts, func(p permission) bool {
+			area, name, _ := strings.Cut(p.path, "/")
+			return slices.Contains([]string{"token", "refresh", "status"}, area) && strings.HasPrefix(name, team+"/")
+		})
+	}
+	// Who is of no team, and who is of one that is not there, reaches nothing.
+	for person, metadata := range map[string]map[string]string{
+		"eve": nil,
+		"dan": {"team": "team-"},
+		"joe": {"team": "*"},
+	} {
+		client := e.person(t, person, metadata)
+		for _, p := range permissions(teamAccounts...) {
+			var answer *api.ResponseError
+			if err := p.try(client, e); !errors.As(err, &answer) || answer.StatusCode != http.StatusForbidden {
+				t.Errorf("%s %s is not denied to an entity with the metadata %v: %v", p.operation, p.path, metadata, err)
+			}
+		}
+	}
+}
+
+func TestTokenIsHandedOnWrapped(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.configure(t, "team-a/shop", e.account(wechatsim.Account{}))
+	pipeline := e.login(t, e.policy(t, "wrapped"))
+	_, err := pipeline.Logical().Read(e.path + "/token/team-a/shop")
+	refused(t, err, http.StatusForbidden)
+
+	wrapFor := func(ttl string) (*api.Secret, error) {
+		pipeline.SetWrappingLookupFunc(func(string, string) string { return ttl })
+		return pipeline.Logical().Read(e.path + "/token/team-a/shop")
+	}
+	_, err = wrapFor("1h")
+	refused(t, err, http.StatusForbidden)
+	answer, err := wrapFor("60s")
+	must(t, err)
+	if answer.Data != nil || answer.WrapInfo == nil || answer.WrapInfo.TTL != 60 {
+		t.Fatalf("the answer is not wrapped: %+v", answer)
+	}
+	wrapping := e.hide(answer.WrapInfo.Token)
+
+	// The receiver needs no right but the wrapping token.
+	receiver, err := e.vault.Clone()
+	must(t, err)
+	receiver.SetToken(wrapping)
+	unwrapped, err := receiver.Logical().Unwrap("")
+	must(t, err)
+	sameToken(t, e.token(t, "team-a/shop"), unwrapped)
+	if got := ttl(t, unwrapped); got < 5 || got > 240 {
+		t.Errorf("the ttl of the unwrapped token is %d", got)
+	}
+	if _, err := receiver.Logical().Unwrap(""); err == nil {
+		t.Error("a token was unwrapped twice")
+	}
+}

@@ -1,0 +1,9 @@
+# Monitoring sees the health of every account, and never a token or a secret.
+
+path "wechat/status/*" {
+  capabilities = ["read", "list"]
+}
+
+path "wechat/metrics" {
+  capabilities = ["read"]
+}

@@ -35,6 +35,8 @@ const (
 	defaultSyncInterval   = 5 * time.Minute
 	defaultMaxTTL         = 4 * time.Minute
 
+	maxRequestTimeout = 30 * time.Second
+
 	maxNameLength = 255
 	maxDuration   = 24 * time.Hour
 	maxCredential = 256      // characters of an appid or a secret
@@ -282,7 +284,7 @@ func (acct *account) setTimes(data *framework.FieldData) error {
 		min, max time.Duration
 		off      bool // 0 is allowed and switches it off
 	}{
-		{"request_timeout", &acct.RequestTimeout, time.Second, 30 * time.Second, false},
+		{"request_timeout", &acct.RequestTimeout, time.Second, maxRequestTimeout, false},
 		{"sync_interval", &acct.SyncInterval, time.Minute, maxDuration, true},
 		{"max_ttl", &acct.MaxTTL, 10 * time.Second, maxDuration, true},
 	} {

@@ -405,7 +405,7 @@ func syncJitter() float64 { return 0.9 + 0.1*rand.Float64() } //nolint:gosec // 
 // outlive detaches ctx from the request: what was begun with WeChat is finished
 // even if the caller goes away.
 func outlive(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), storageTimeout+30*time.Second)
+	return context.WithTimeout(context.WithoutCancel(ctx), storageTimeout+maxRequestTimeout)
 }
 
 // tend does what is due for an account, from the background.

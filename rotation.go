@@ -39,8 +39,8 @@ type history struct {
 	// served until a normal call has confirmed or replaced it.
 	Epoch int `json:"epoch"`
 
-	// Forced holds when the calls of the last 24 hours were made that took
-	// effect or may have.
+	// Forced holds when the calls of the last 24 hours reached WeChat at the
+	// latest, as far as they took effect or may have.
 	Forced []time.Time `json:"forced"`
 }
 
@@ -60,8 +60,8 @@ func readHistory(ctx context.Context, s logical.Storage, appID string) (*history
 	now := wallClock()
 	recent := h.Forced[:0]
 	for _, at := range h.Forced {
-		if at.After(now) {
-			at = now // the clock was set back
+		if at.Sub(now) > maxRequestTimeout {
+			at = now.Add(-forcedSpacing) // the clock was set back: it counts, and nobody waits for it
 		}
 		if now.Sub(at) < day {
 			recent = append(recent, at)
@@ -239,7 +239,8 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 			return h.limited(wait)
 		}
 		h.Epoch++
-		h.Forced = append(h.Forced, now)
+		// WeChat counts from when a call reaches it.
+		h.Forced = append(h.Forced, now.Add(acct.RequestTimeout))
 		return nil
 	})
 	switch {
@@ -282,9 +283,24 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 	}
 	next := doubtful.succeeded(g, tok, syncJitter())
 	t.state.Store(next)
+	if err := k.dateForce(ctx, s, acct.AppID, h, g.answered); err != nil {
+		k.log.Warn("the next forced refresh will have to wait longer than it needs to", "account", t.name, "error", err)
+	}
 	same := st.token != nil && st.token.AccessToken == tok.AccessToken
 	k.log.Info("forced refresh", "account", t.name, "appid", acct.AppID, "replaced", !same, "remaining", h.remaining())
 	return &rotated{next, same, h.remaining()}, nil
+}
+
+// dateForce notes when a forced call was answered, instead of the latest time
+// at which it could have reached WeChat.
+func (k *keeper) dateForce(ctx context.Context, s logical.Storage, appID string, made *history, answered time.Time) error {
+	_, err := k.changeHistory(ctx, s, appID, func(h *history) error {
+		if n := len(h.Forced); n > 0 && h.Epoch == made.Epoch {
+			h.Forced[n-1] = answered
+		}
+		return nil
+	})
+	return err
 }
 
 // undoForce restores what held before a forced call that WeChat refused. If

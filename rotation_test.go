@@ -557,3 +557,61 @@ func forceWithFaults(t *testing.T, operation string, wechat wechatsim.Fault, sto
 	})
 	return struck
 }
+
+func TestTheSpacingCountsFromWhenWeChatSawTheCall(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.SetLatency(3 * time.Second) // WeChat works at once and answers late
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		m.sim.SetLatency(0)
+		status, text := m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		require.Equal(t, http.StatusTooManyRequests, status)
+		require.Contains(t, text, "try again in 30 seconds")
+		time.Sleep(forcedSpacing)
+		require.Empty(t, m.ok(logical.UpdateOperation, "rotate/demo", nil).Warnings)
+
+		// An answer that never came may have been on its way for request_timeout.
+		time.Sleep(forcedSpacing)
+		m.sim.Inject(wechatsim.Fault{Kind: "reset", Times: 1})
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		_, text = m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		require.Contains(t, text, "try again in 35 seconds")
+		require.Equal(t, 17, m.statusOf("demo")["rotations_remaining"])
+	})
+}
+
+func TestAForcedCallThatArrivesLateIsNoticed(t *testing.T) {
+	for name, meanwhile := range map[string]func(m *mount){
+		"undisturbed": func(*mount) {},
+		"restarted":   func(m *mount) { m.reopen() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil) // without comparisons
+				m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "forced"})
+				m.refused(logical.UpdateOperation, "rotate/demo", nil)
+				m.read("demo") // WeChat stands by the token
+				meanwhile(m)
+				m.sim.ForceOutside(testAppID) // and then the call reaches it
+				time.Sleep(forcedSpacing + startHoldOff)
+				synctest.Wait()
+				m.read("demo")
+				calls := m.calls()
+				time.Sleep(time.Hour)
+				m.reopen()
+				time.Sleep(time.Hour / 2)
+				require.Equal(t, calls, m.calls(), "it is checked once")
+			})
+		})
+	}
+}
+
+func TestAClockThatWasSetBackBlocksNobody(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(testAppID), &history{
+			Version: schemaVersion, Forced: []time.Time{wallClock().Add(time.Hour)},
+		}))
+		require.Equal(t, 18, m.ok(logical.UpdateOperation, "rotate/demo", nil).Data["rotations_remaining"])
+	})
+}

@@ -52,7 +52,12 @@ type token struct {
 	Forced int `json:"forced"`
 
 	// RevokedAt is when the last revocation was complete, zero if there was none.
-	RevokedAt time.Time `json:"revoked_at"`
+	RevokedAt time.Time `json:"revoked_at,omitzero"`
+
+	// CheckAt is when WeChat is to be asked again about a token that it stood by
+	// after a forced call whose outcome nobody knew: that call may still have
+	// been on its way. Zero if there is nothing to check.
+	CheckAt time.Time `json:"check_at,omitzero"`
 }
 
 // adopt turns an answer into the token to keep. If WeChat handed out the token
@@ -68,6 +73,11 @@ func (g *grant) adopt(old *token, accountID string, epoch int) *token {
 	case old == nil:
 	case old.AccessToken == g.token:
 		t.RotatedAt = old.RotatedAt
+		if old.Epoch != epoch {
+			t.CheckAt = g.answered.Add(forcedSpacing).UTC().Truncate(time.Second)
+		} else if g.asked.Before(old.CheckAt) {
+			t.CheckAt = old.CheckAt
+		}
 		if old.ExpireTime.Sub(g.answered) >= minTTL {
 			t.ExpireTime = old.ExpireTime
 		}
@@ -195,6 +205,9 @@ func (st *state) scheduleSync(now time.Time, fraction float64) {
 	if st.syncInterval > 0 {
 		st.sync = now.Add(time.Duration(float64(st.syncInterval) * fraction))
 	}
+	if t := st.token; t != nil && !t.CheckAt.IsZero() && (st.sync.IsZero() || t.CheckAt.Before(st.sync)) {
+		st.sync = t.CheckAt
+	}
 }
 
 // usable reports whether the token may be handed out.
@@ -258,7 +271,6 @@ func (st *state) wake() time.Time {
 func (st *state) succeeded(g *grant, t *token, jitter float64) *state {
 	next := *st
 	next.failure, next.lastSuccess = nil, g.answered
-	next.scheduleSync(g.answered, jitter)
 	// The answer tells the end to within the time it took and a second.
 	shortened := g.answered.Add(g.lifetime + time.Second).Before(st.end)
 	switch {
@@ -273,12 +285,9 @@ func (st *state) succeeded(g *grant, t *token, jitter float64) *state {
 	if shortened || !g.asked.Before(next.due) {
 		next.due = g.due()
 	}
-	if st.doubted && st.token != nil && st.token.AccessToken == t.AccessToken && g.answered.Add(forcedSpacing).Before(next.due) {
-		// The forced call in question may still be on its way: look again soon.
-		next.sync = g.answered.Add(forcedSpacing)
-	}
 	next.doubted = false
 	next.token = t
+	next.scheduleSync(g.answered, jitter)
 	return &next
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -206,6 +207,7 @@ func (m *mount) checkServed(before map[string]string) {
 			continue
 		}
 		time.Sleep(2 * time.Second) // past the backoff of a failed attempt
+		synctest.Wait()
 		calls := m.calls()
 		resp := m.ok(logical.ReadOperation, "token/"+name, nil)
 		appid, errcode := m.sim.Check(resp.Data["access_token"].(string))

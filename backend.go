@@ -92,9 +92,14 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
 
-// HandleRequest refuses fields of the wrong type before the framework does: its
-// message would hold their value.
+// HandleRequest answers a read of a token itself: nearly every request is one,
+// and the framework would spend more on finding out than the engine on the
+// answer. From other requests it refuses fields of the wrong type before the
+// framework does, whose message would hold their value.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if name, ok := strings.CutPrefix(req.Path, tokenPrefix); ok && name != "" && req.Operation == logical.ReadOperation && len(req.Data) == 0 {
+		return b.readToken(ctx, req, name)
+	}
 	if len(req.Data) > 0 {
 		if path := b.Route(req.Path); path != nil {
 			if err := checkTypes(path.Fields, req.Data); err != nil {

@@ -51,9 +51,15 @@ var tokenResponse = map[string]*framework.FieldSchema{
 }
 
 func (b *backend) readTokenPath(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
-	name, err := accountName(data)
-	if err != nil {
-		return logical.ErrorResponse(err.Error()), nil
+	return b.readToken(ctx, req, data.Get("name").(string))
+}
+
+// readToken answers a read of token/name, be name valid or not.
+func (b *backend) readToken(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
+	if b.keeper.lookup(name) == nil { // what is in memory has passed the check
+		if err := checkName(name); err != nil {
+			return logical.ErrorResponse(err.Error()), nil
+		}
 	}
 	st, now, err := b.keeper.read(ctx, req.Storage, name)
 	if err != nil {

@@ -1,0 +1,78 @@
+// Command floor is the least that a plugin of Vault can do for a read: it
+// answers with a constant, of the shape and size of the engine's answer. What a
+// read of it costs is Vault's, and what every external plugin built on the SDK
+// pays; `make bench` measures the engine against it.
+package main
+
+import (
+	"context"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/hashicorp/vault/sdk/plugin"
+)
+
+func main() {
+	if err := plugin.ServeMultiplex(&plugin.ServeOpts{BackendFactoryFunc: factory}); err != nil {
+		hclog.Default().Error("the floor cannot serve", "error", err)
+		os.Exit(1)
+	}
+}
+
+func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
+	b := &framework.Backend{
+		BackendType: logical.TypeLogical,
+		Paths: []*framework.Path{{
+			Pattern: "token/bench",
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.ReadOperation: &framework.PathOperation{Callback: read},
+			},
+		}},
+	}
+	setup := *conf
+	if conf.System != nil { // there is none at registration
+		setup.System = &steadySystem{SystemView: conf.System}
+	}
+	return b, b.Setup(ctx, &setup)
+}
+
+// accessToken is as long as one of WeChat's.
+var accessToken = strings.Repeat("0123456789abcdef", 512/16)
+
+func read(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
+	return &logical.Response{Data: map[string]any{
+		"access_token":        accessToken,
+		"appid":               "wx0123456789abcdef",
+		"ttl":                 int64(240),
+		"rotation_period":     int64(6910),
+		"last_vault_rotation": "2006-01-02T15:04:05.123Z",
+		"expire_time":         "2006-01-02T17:04:05Z",
+	}}, nil
+}
+
+// steadySystem asks Vault for the replication state once a second: the framework
+// would at every request, which is a call back from the plugin to Vault.
+type steadySystem struct {
+	logical.SystemView
+	last atomic.Pointer[answer]
+}
+
+type answer struct {
+	state consts.ReplicationState
+	asked time.Time
+}
+
+func (s *steadySystem) ReplicationState() consts.ReplicationState {
+	last := s.last.Load()
+	if now := time.Now(); last == nil || now.Sub(last.asked) >= time.Second {
+		last = &answer{s.SystemView.ReplicationState(), now}
+		s.last.Store(last)
+	}
+	return last.state
+}

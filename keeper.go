@@ -228,10 +228,15 @@ func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (st *
 	case !k.writable():
 		return nil, now, logical.ErrReadOnly
 	}
-	if st, err = k.refresh(ctx, s, t, st); err != nil {
+	next, err := k.refresh(ctx, s, t, st)
+	now = wallClock()
+	switch {
+	case errors.Is(err, errUnmounted) && st.usable(now):
+		return st, now, nil
+	case err != nil:
 		return nil, now, err
 	}
-	now = wallClock()
+	st = next
 	switch {
 	case st.usable(now):
 		return st, now, nil

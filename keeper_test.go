@@ -404,6 +404,20 @@ func TestClosingTheMountEndsACallInFlight(t *testing.T) {
 	})
 }
 
+func TestClosingTheMountTakesNoValidTokenFromAReader(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.reopenWithoutBackground()
+		time.Sleep(rotationPeriod)
+		m.sim.Inject(wechatsim.Fault{Kind: "hang"})
+		var reader sync.WaitGroup
+		reader.Go(func() { m.read("demo") })
+		synctest.Wait()
+		m.Cleanup(t.Context())
+		reader.Wait()
+	})
+}
+
 func TestTheBackgroundTriesAgainToListTheAccounts(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

@@ -12,7 +12,7 @@ const (
 
 	// failingLane is the same for accounts whose last attempt failed: they may
 	// wait for a timeout each, and must not keep the others waiting.
-	failingLane = 16
+	failingLane = 32
 )
 
 // schedule wakes accounts when they are due. It costs one timer while nothing

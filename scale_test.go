@@ -1,0 +1,426 @@
+package wechat
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+// The sizes of the tests of scale. The default ones are quick also under the
+// race detector; `go test -run Scale -v -accounts 100000 -calling 100000 .`
+// prints the figures of a large mount.
+var (
+	scaleAccounts = flag.Int("accounts", 10_000, "accounts of the tests of scale that make no calls")
+	scaleCalling  = flag.Int("calling", 2_000, "accounts of the tests of scale in which each of them calls WeChat")
+)
+
+// maxAccountMemory is what an account may take in memory besides its token, in
+// bytes.
+const maxAccountMemory = 4 << 10
+
+// fleet is a number of accounts that were written straight into storage, each
+// with a token of the usual length.
+type fleet int
+
+func (f fleet) name(i int) string  { return fmt.Sprintf("fleet-%06d", i) }
+func (f fleet) appID(i int) string { return fmt.Sprintf("wx%016d", i) }
+func (f fleet) token(i int) string { return fmt.Sprintf("%0512d", i) }
+
+// store writes the accounts, with tokens that have this much of their life left.
+func (f fleet) store(tb testing.TB, s logical.Storage, left time.Duration) {
+	tb.Helper()
+	end := wallClock().UTC().Truncate(time.Second).Add(left)
+	acct := newAccount()
+	acct.Secret, acct.BaseURL, acct.SyncInterval = testSecret, testURL, 0
+	tok := &token{Version: schemaVersion, RotatedAt: end.Add(-maxLifetime), ExpireTime: end}
+	for i := range int(f) {
+		acct.ID, acct.AppID = fmt.Sprintf("%026d", i), f.appID(i)
+		tok.AccountID, tok.AccessToken = acct.ID, f.token(i)
+		require.NoError(tb, writeAccount(tb.Context(), s, f.name(i), acct))
+		require.NoError(tb, writeEntry(tb.Context(), s, tokenPrefix+f.name(i), tok))
+	}
+}
+
+// gatedStorage counts its operations, and holds back every list until its gate
+// is opened.
+type gatedStorage struct {
+	logical.InmemStorage
+	gate chan struct{} // closed when it is open
+	ops  atomic.Int64
+}
+
+func (s *gatedStorage) List(ctx context.Context, prefix string) ([]string, error) {
+	s.ops.Add(1)
+	select {
+	case <-s.gate:
+		return s.InmemStorage.List(ctx, prefix)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (s *gatedStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	s.ops.Add(1)
+	return s.InmemStorage.Get(ctx, key)
+}
+
+func (s *gatedStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
+	s.ops.Add(1)
+	return s.InmemStorage.Put(ctx, entry)
+}
+
+func (s *gatedStorage) Delete(ctx context.Context, key string) error {
+	s.ops.Add(1)
+	return s.InmemStorage.Delete(ctx, key)
+}
+
+// bareMount is the engine on a storage, in real time and without a WeChat, until
+// the test ends.
+func bareMount(tb testing.TB, s logical.Storage) *backend {
+	tb.Helper()
+	b, err := newBackend(tb.Context(), &logical.BackendConfig{
+		System: &logical.StaticSystemView{}, Logger: hclog.NewNullLogger(), StorageView: s, BackendUUID: "mount-1",
+	}, &client{})
+	require.NoError(tb, err)
+	tb.Cleanup(func() {
+		b.Cleanup(context.Background())
+		b.keeper.schedule.busy.Wait()
+	})
+	return b
+}
+
+// answer is a request that has to succeed.
+func answer(tb testing.TB, b *backend, s logical.Storage, op logical.Operation, path string, data map[string]any) map[string]any {
+	tb.Helper()
+	resp, err := b.HandleRequest(tb.Context(), &logical.Request{Operation: op, Path: path, Data: data, Storage: s})
+	require.NoError(tb, err)
+	require.NoError(tb, resp.Error())
+	return resp.Data
+}
+
+// heapInUse is how much memory is in use, in bytes.
+func heapInUse() int64 {
+	runtime.GC()
+	runtime.GC() // what the first one found to have a finalizer
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+func TestScaleOfAMount(t *testing.T) {
+	f := fleet(*scaleAccounts)
+	s := &gatedStorage{gate: make(chan struct{})}
+	f.store(t, s, 2*time.Hour)
+	before := heapInUse()
+
+	begin := time.Now()
+	b := bareMount(t, s)
+	// It returns although storage does not even give the list of the accounts.
+	require.NoError(t, b.Initialize(t.Context(), &logical.InitializationRequest{Storage: s}))
+	initialized := time.Since(begin)
+	for _, i := range []int{0, int(f) / 2, int(f) - 1} {
+		require.Equal(t, f.token(i), answer(t, b, s, logical.ReadOperation, tokenPrefix+f.name(i), nil)["access_token"])
+		if i == 0 {
+			t.Logf("%d accounts: initialized after %s, the first answer after %s", f, initialized, time.Since(begin))
+		}
+	}
+	select {
+	case <-b.keeper.loaded:
+		t.Fatal("the reads were to come before the accounts are loaded")
+	default:
+	}
+	begin = time.Now()
+	close(s.gate)
+	<-b.keeper.loaded
+	t.Logf("all loaded %s later", time.Since(begin))
+
+	t.Run("memory", func(t *testing.T) {
+		each := (heapInUse()-before)/int64(f) - int64(len(f.token(0)))
+		t.Logf("%d bytes an account, besides its token", each)
+		require.Positive(t, each, "the accounts are not in memory")
+		require.Less(t, each, int64(maxAccountMemory))
+	})
+
+	t.Run("cached reads", func(t *testing.T) {
+		ops := s.ops.Load()
+		for i := range int(f) {
+			if got := answer(t, b, s, logical.ReadOperation, tokenPrefix+f.name(i), nil)["access_token"]; got != f.token(i) {
+				t.Fatalf("%s has another account's token", f.name(i))
+			}
+		}
+		require.Equal(t, ops, s.ops.Load(), "a read went to storage")
+	})
+
+	t.Run("tick with nothing due", func(t *testing.T) {
+		ops, fastest := s.ops.Load(), time.Hour
+		for range 100 {
+			begin := time.Now()
+			require.NoError(t, b.PeriodicFunc(t.Context(), &logical.Request{Storage: s}))
+			fastest = min(fastest, time.Since(begin)) // the others were interrupted
+		}
+		t.Logf("%s", fastest)
+		require.Less(t, fastest, time.Millisecond)
+		require.Equal(t, ops, s.ops.Load(), "a tick went to storage")
+
+		// What Vault calls is a rollback: the framework looks once whether the
+		// write-ahead log holds anything, and then ticks.
+		_, err := b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: s})
+		require.NoError(t, err)
+		require.Equal(t, ops+1, s.ops.Load())
+	})
+
+	t.Run("lists", func(t *testing.T) {
+		for _, area := range []string{configPrefix, tokenPrefix, statusPrefix} {
+			begin, ops := time.Now(), s.ops.Load()
+			got := answer(t, b, s, logical.ListOperation, area, nil)
+			t.Logf("%s: %s", area, time.Since(begin))
+			require.Equal(t, ops+1, s.ops.Load(), area)
+			keys := got["keys"].([]string)
+			require.Len(t, keys, int(f))
+			require.Equal(t, f.name(int(f)-1), keys[int(f)-1])
+			if area == statusPrefix {
+				info := got["key_info"].(map[string]any)
+				require.Len(t, info, int(f))
+				require.Equal(t, stateHealthy, info[f.name(0)].(map[string]any)["state"])
+			}
+		}
+		begin, ops := time.Now(), s.ops.Load()
+		require.Equal(t, stateHealthy, answer(t, b, s, logical.ReadOperation, statusPrefix+f.name(0), nil)["state"])
+		t.Logf("one status: %s", time.Since(begin))
+		require.Equal(t, ops+1, s.ops.Load(), "status looks up the forced refreshes, and nothing else")
+	})
+}
+
+// open mounts the engine on the fleet, all of whose tokens are due but have this
+// much of their life left. Until the background begins startHoldOff has to pass.
+func (f fleet) open(m *mount, left time.Duration) {
+	m.t.Helper()
+	for i := range int(f) {
+		m.sim.SetAccount(f.appID(i), wechatsim.Account{Secret: testSecret})
+	}
+	f.store(m.t, m.storage, left)
+	m.reopen()
+}
+
+// calls returns how often WeChat was called for each account of the fleet.
+func (f fleet) calls(m *mount) map[string]int {
+	calls := map[string]int{}
+	for _, c := range m.sim.Calls("") {
+		if c.AppID != testAppID {
+			calls[c.AppID]++
+		}
+	}
+	return calls
+}
+
+// timedRead returns how long a read takes, and what it brings.
+func (m *mount) timedRead(name string) (took time.Duration, token string, resp *logical.Response) {
+	m.t.Helper()
+	begin := time.Now()
+	resp = m.ok(logical.ReadOperation, tokenPrefix+name, nil)
+	return time.Since(begin), resp.Data["access_token"].(string), resp
+}
+
+func TestScaleAllTokensDueAtOnce(t *testing.T) {
+	const (
+		latency = 50 * time.Millisecond
+		left    = 280 * time.Second
+		margin  = 2 * time.Minute // what has to be left of each token, by the contract
+	)
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		f := fleet(*scaleCalling)
+		m.write("other", nil)
+		f.open(m, left)
+		m.sim.SetLatency(latency)
+		begin := time.Now()
+		for i := 0; len(f.calls(m)) < int(f); i++ {
+			require.Less(t, time.Since(begin), left-margin, "tokens are not replaced in time")
+			took, _, resp := m.timedRead("other")
+			require.Zero(t, took, "a reader of an account that is not due had to wait")
+			require.Empty(t, resp.Warnings)
+			took, token, _ := m.timedRead(f.name(i * 37 % int(f)))
+			require.LessOrEqual(t, took, latency, "a reader of an account that is due waits for one call")
+			_, errcode := m.sim.Check(token)
+			require.Zero(t, errcode)
+			time.Sleep(latency)
+		}
+		time.Sleep(latency)
+		synctest.Wait()
+		t.Logf("%d tokens replaced %s after the mount, at most %d calls at a time", f, time.Since(begin), m.sim.MaxInFlight(""))
+		require.LessOrEqual(t, m.sim.MaxInFlight(""), healthyLane+1, "the background's and the reader's")
+		time.Sleep(time.Minute)
+		for appID, n := range f.calls(m) {
+			require.Equal(t, 1, n, "calls for %s", appID)
+		}
+		for i := range int(f) {
+			_, token, resp := m.timedRead(f.name(i))
+			_, errcode := m.sim.Check(token)
+			require.Zero(t, errcode)
+			require.Empty(t, resp.Warnings)
+		}
+	})
+}
+
+// attempts is the most that an account may try within the given time if each
+// attempt fails.
+func (b backoff) attempts(within time.Duration) int {
+	n := 0
+	for spent := time.Duration(0); spent <= within; n++ {
+		wait := b.most
+		if n < 30 {
+			wait = min(b.most, b.first<<n)
+		}
+		spent += max(b.first, wait-wait/4)
+	}
+	return n
+}
+
+func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
+	const (
+		latency = 50 * time.Millisecond
+		left    = 285 * time.Second
+		outage  = 4 * time.Minute
+	)
+	for name, c := range map[string]struct {
+		fault   wechatsim.Fault
+		backoff backoff
+		attempt time.Duration // how long one takes
+	}{
+		"server error":       {wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable}, backoffTransient, latency},
+		"busy":               {wechatsim.Fault{Kind: "errcode", Errcode: -1}, backoffTransient, latency},
+		"quota of a minute":  {wechatsim.Fault{Kind: "errcode", Errcode: 45011}, backoffMinute, latency},
+		"IP not whitelisted": {wechatsim.Fault{Kind: "errcode", Errcode: 40164}, backoffPerson, latency},
+		"hang":               {wechatsim.Fault{Kind: "hang"}, backoffTransient, defaultRequestTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				f := fleet(max(1, *scaleCalling/10))
+				m.sim.Inject(c.fault)
+				m.sim.SetLatency(latency)
+				f.open(m, left)
+				begin := time.Now()
+				time.Sleep(startHoldOff)
+				took, _, _ := m.timedRead(f.name(0))
+				require.LessOrEqual(t, took, c.attempt, "the reader that finds the token due waits for one call")
+				for time.Since(begin) < outage {
+					took, token, resp := m.timedRead(f.name(0))
+					require.Zero(t, took, "a reader of a token that is still valid waited again")
+					require.Equal(t, f.token(0), token)
+					require.Len(t, resp.Warnings, 1)
+					time.Sleep(time.Second)
+				}
+				calls, most := f.calls(m), 0
+				for _, n := range calls {
+					most = max(most, n)
+				}
+				arrivals := m.sim.Calls("")
+				t.Logf("%d accounts: %d calls in %s, at most %d for one account", f, len(arrivals), outage, most)
+				tried := healthyLane * int((outage-startHoldOff)/c.attempt)
+				require.GreaterOrEqual(t, len(calls), min(int(f), tried), "accounts were not tried")
+				require.LessOrEqual(t, most, c.backoff.attempts(outage))
+				const lanes = healthyLane + failingLane + 1 // the background's and the reader's
+				for i := lanes; i < len(arrivals); i++ {
+					between := arrivals[i].Time.Sub(arrivals[i-lanes].Time)
+					require.GreaterOrEqual(t, between, c.attempt, "more than %d calls at a time", lanes)
+				}
+
+				// When it is over each account is asked for once more.
+				m.sim.ClearFaults()
+				over := c.backoff.most + c.attempt + latency*time.Duration(f)/failingLane
+				time.Sleep(over)
+				synctest.Wait()
+				for appID, n := range f.calls(m) {
+					require.LessOrEqual(t, n, calls[appID]+1, "calls for %s", appID)
+				}
+				for i := range int(f) {
+					st := m.keeper.lookup(f.name(i)).current()
+					require.Equal(t, stateHealthy, st.health(wallClock()), "%s, %s after the outage", f.name(i), over)
+				}
+			})
+		})
+	}
+}
+
+func BenchmarkCachedRead(b *testing.B) {
+	f, s := fleet(10_000), &gatedStorage{gate: make(chan struct{})}
+	close(s.gate)
+	f.store(b, s, 2*time.Hour)
+	mounted := bareMount(b, s)
+	require.NoError(b, mounted.Initialize(b.Context(), &logical.InitializationRequest{Storage: s}))
+	<-mounted.keeper.loaded
+	b.ReportAllocs()
+	for b.Loop() {
+		req := &logical.Request{Operation: logical.ReadOperation, Path: tokenPrefix + "fleet-001234", Storage: s}
+		if _, err := mounted.HandleRequest(b.Context(), req); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSchedule sets an account's next time among all others'.
+func BenchmarkSchedule(b *testing.B) {
+	for _, n := range []int{10_000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := newSchedule(never)
+			s.start(wallClock(), func(*tracked) {})
+			defer s.stop()
+			all := make([]*tracked, n)
+			base := wallClock().Add(time.Hour)
+			for i := range all {
+				all[i] = named(i)
+				s.set(all[i], base.Add(time.Duration(i)*time.Millisecond))
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				s.set(all[i%n], base.Add(time.Duration(n+i)*time.Millisecond))
+			}
+		})
+	}
+}
+
+// BenchmarkClientCall calls a WeChat on the loopback.
+func BenchmarkClientCall(b *testing.B) {
+	sim := wechatsim.New()
+	sim.SetAccount(testAppID, wechatsim.Account{Secret: testSecret, PerMinute: 1 << 30, PerDay: 1 << 30})
+	url, stop, err := sim.Start()
+	require.NoError(b, err)
+	defer stop()
+	c := &client{}
+	defer c.close()
+	e := endpoint{appID: testAppID, secret: testSecret, baseURL: url, timeout: defaultRequestTimeout}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.stableToken(b.Context(), e, false); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkParseAnswer(b *testing.B) {
+	for name, raw := range map[string]string{
+		"token":   `{"access_token":"` + strings.Repeat("x", 512) + `","expires_in":7200}`,
+		"refusal": `{"errcode":40164,"errmsg":"invalid ip 203.0.113.9 ipv6 ::ffff:203.0.113.9, not in whitelist rid: 65f0a1b2-0c3d4e5f-61728394"}`,
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if g, p := parseAnswer(http.StatusOK, []byte(raw)); g == nil && p == nil {
+					b.Fatal("neither a token nor a problem")
+				}
+			}
+		})
+	}
+}

@@ -223,6 +223,7 @@ type faultyStorage struct {
 	ops    int                        // operations so far
 	writes int                        // of them, those that change something
 	fail   func(op, key string) error // called before an operation; nil lets all through
+	hook   func(op, key string)       // called before that, without the lock: it may use the storage
 	lose   int                        // counts down to the operation whose answer is lost
 }
 
@@ -231,6 +232,12 @@ var errStorage = errors.New("storage is out of order")
 func newFaultyStorage() *faultyStorage { return &faultyStorage{} }
 
 func (s *faultyStorage) begin(op, key string) error {
+	s.mu.Lock()
+	hook := s.hook
+	s.mu.Unlock()
+	if hook != nil {
+		hook(op, key)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ops++
@@ -267,6 +274,13 @@ func (s *faultyStorage) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ops
+}
+
+// hooked has f called before each operation; nil has nothing called.
+func (s *faultyStorage) hooked(f func(op, key string)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hook = f
 }
 
 // failing sets what fails; nil is nothing.

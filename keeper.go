@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -70,19 +71,31 @@ type tracked struct {
 	lock *semaphore.Weighted // held by whoever calls WeChat for it or writes its storage
 	gone bool                // guarded by lock: no longer in keeper.tracked
 
-	// unsure is set when storage failed in a way that leaves open what is in
-	// it: the background loads the account again. Guarded by lock.
+	// unsure is set while there is no state although the account is, or may be,
+	// configured: the background loads it again. Guarded by lock.
 	unsure bool
 
 	// state is nil until it was loaded. It is stored under lock, and read
 	// without.
 	state atomic.Pointer[state]
 
-	// generation counts the changes that other nodes made in storage: a state
-	// of an older generation is stale, whenever it was stored.
+	// generation counts the changes in storage that were not made under lock,
+	// by other nodes or for another account with the same appid: a state of an
+	// older generation is stale, whenever it was stored.
 	generation atomic.Uint64
 
+	// changing is set while the account is being configured: it may be about to
+	// get another appid than its state tells.
+	changing atomic.Bool
+
 	slot slot // the schedule's
+}
+
+// forget drops the state of an account that is, or may be, configured: until it
+// is loaded again the background keeps trying to. The caller holds the lock.
+func (t *tracked) forget() {
+	t.unsure = true
+	t.state.Store(nil)
 }
 
 // current returns what is known of the account, nil if it has to be loaded.
@@ -97,7 +110,10 @@ func (t *tracked) current() *state {
 func newKeeper(log hclog.Logger, c *client, writable func() bool) *keeper {
 	k := &keeper{log: log, client: c, writable: writable, loaded: make(chan struct{}), tracked: make(map[string]*tracked), revocations: make(map[string]*revocation)}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
-	k.schedule = newSchedule(func(t *tracked) bool { return t.current() != nil && t.current().failure != nil })
+	k.schedule = newSchedule(func(t *tracked) bool {
+		st := t.current()
+		return st != nil && st.failure != nil
+	})
 	return k
 }
 
@@ -112,13 +128,7 @@ func (k *keeper) lookup(name string) *tracked {
 // release has to follow.
 func (k *keeper) acquire(ctx context.Context, name string) (*tracked, error) {
 	for {
-		k.mu.Lock()
-		t := k.tracked[name]
-		if t == nil {
-			t = &tracked{name: name, lock: semaphore.NewWeighted(1)}
-			k.tracked[name] = t
-		}
-		k.mu.Unlock()
+		t := k.track(name)
 		if err := t.lock.Acquire(ctx, 1); err != nil {
 			if t.lock.TryAcquire(1) {
 				k.release(t)
@@ -130,6 +140,32 @@ func (k *keeper) acquire(ctx context.Context, name string) (*tracked, error) {
 		}
 		t.lock.Release(1)
 	}
+}
+
+// tryAcquire is acquire for Vault's tick, which must not wait: it returns nil if
+// somebody else holds the lock.
+func (k *keeper) tryAcquire(name string) *tracked {
+	t := k.track(name)
+	if !t.lock.TryAcquire(1) {
+		return nil
+	}
+	if t.gone {
+		t.lock.Release(1)
+		return nil
+	}
+	return t
+}
+
+// track returns the account of this name in memory, where it puts it if need be.
+func (k *keeper) track(name string) *tracked {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := k.tracked[name]
+	if t == nil {
+		t = &tracked{name: name, lock: semaphore.NewWeighted(1)}
+		k.tracked[name] = t
+	}
+	return t
 }
 
 // release unlocks the account, sets when the background looks at it next, and
@@ -163,7 +199,9 @@ func (k *keeper) release(t *tracked) {
 // change overtook is good for this request only. The caller holds the lock.
 func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) (*state, error) {
 	generation := t.generation.Load()
-	t.state.Store(nil)
+	if t.state.Load() != nil {
+		t.forget()
+	}
 	acct, err := readAccount(ctx, s, t.name)
 	if err != nil {
 		return nil, err
@@ -210,8 +248,12 @@ func (k *keeper) acquireLoaded(ctx context.Context, s logical.Storage, name stri
 func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (st *state, now time.Time, err error) {
 	now = wallClock()
 	if t := k.lookup(name); t != nil {
-		if st := t.current(); st != nil && st.settled(now) {
+		switch st := t.current(); {
+		case st == nil:
+		case st.settled(now):
 			return st, now, nil
+		case !st.usable(now) && st.failure.holds(now):
+			return nil, now, st.failure.problem
 		}
 	}
 	t, st, err := k.acquireLoaded(ctx, s, name)
@@ -292,7 +334,7 @@ func (k *keeper) refreshNow(ctx context.Context, s logical.Storage, name, reject
 	switch {
 	case another && rejected != "":
 		return st, true, nil
-	case st.failure.holds(now), st.failure != nil && !st.doubted && now.Sub(st.failure.at) < settleTime:
+	case st.failure.holds(now), st.failure.recent(now):
 		return nil, false, st.failure.problem
 	case st.usable(now) && st.failure == nil && now.Sub(st.lastSuccess) < settleTime:
 		return st, another, nil
@@ -351,7 +393,7 @@ var (
 func (k *keeper) accountOf(ctx context.Context, s logical.Storage, t *tracked, st *state) (*account, error) {
 	acct, err := readAccount(ctx, s, t.name)
 	if err == nil && (acct == nil || acct.ID != st.accountID) {
-		t.state.Store(nil) // another node changed it
+		t.forget() // another node changed it
 		return nil, errChanged
 	}
 	return acct, err
@@ -416,7 +458,9 @@ func outlive(ctx context.Context) (context.Context, context.CancelFunc) {
 // tend does what is due for an account, from the background.
 func (k *keeper) tend(s logical.Storage, t *tracked) {
 	if !t.lock.TryAcquire(1) {
-		return // whoever holds it sets the schedule
+		// Whoever holds it may have set the schedule already.
+		k.schedule.set(t, wallClock().Add(time.Second))
+		return
 	}
 	defer k.release(t)
 	if t.gone {
@@ -454,6 +498,11 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	}
 	defer k.release(t)
 	generation := t.generation.Load()
+	if st != nil {
+		generation = st.generation
+	}
+	t.changing.Store(true)
+	defer t.changing.Store(false)
 	ctx, cancel := outlive(ctx)
 	defer cancel()
 	old, err := readAccount(ctx, s, name)
@@ -481,6 +530,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	if old != nil && old.ID == acct.ID {
 		err = k.storeSame(ctx, s, name, acct, stored, tok)
 	} else {
+		t.forget() // the old token is not served from here on
 		err = k.storeOther(ctx, s, name, acct, stored, tok)
 	}
 	if err != nil {
@@ -488,19 +538,17 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 		return err
 	}
 	var next *state
-	switch {
-	case st != nil && st.accountID == acct.ID:
+	if st != nil && st.accountID == acct.ID {
 		next = st.reconfigured(acct, syncJitter())
-	case tok != nil:
-		next = newState(acct, tok, tok.Epoch, syncJitter())
-	default:
-		next = newState(acct, nil, 0, syncJitter())
+	} else {
+		next = newState(acct, tok, tok.epoch(), syncJitter())
 	}
 	if g != nil {
 		next = next.succeeded(g, tok, syncJitter())
 	}
 	next.generation = generation
 	t.state.Store(next)
+	t.unsure = false
 	return nil
 }
 
@@ -551,6 +599,7 @@ func (k *keeper) remove(ctx context.Context, s logical.Storage, name string) err
 		return err
 	}
 	t.state.Store(nil)
+	t.unsure = false
 	if r := k.pendingRevocation(name); r != nil {
 		k.dropRevocation(ctx, s, name, r)
 	}
@@ -586,11 +635,11 @@ func (k *keeper) removeStored(ctx context.Context, s logical.Storage, name strin
 // reconcile removes what an unfinished change left in storage: a token without
 // its configuration, or of an account that this name no longer stands for. It
 // looks only at what is there, so it may run at any time and any number of
-// times.
+// times. It does not wait for whoever is busy with the account.
 func (k *keeper) reconcile(ctx context.Context, s logical.Storage, name string) error {
-	t, err := k.acquire(ctx, name)
-	if err != nil {
-		return err
+	t := k.tryAcquire(name)
+	if t == nil {
+		return errPending
 	}
 	defer k.release(t)
 	tok, err := readToken(ctx, s, name)
@@ -609,7 +658,7 @@ func (k *keeper) reconcile(ctx context.Context, s logical.Storage, name string) 
 // cannot be read either, the background tries again.
 func (k *keeper) reload(ctx context.Context, s logical.Storage, t *tracked) {
 	if _, err := k.load(ctx, s, t); err != nil {
-		t.unsure = true
+		t.unsure = true // also if it never was in memory
 		k.log.Error("the account cannot be read from storage", "account", t.name, "error", err)
 	}
 }
@@ -621,7 +670,7 @@ func (k *keeper) twins(name, appID string) []string {
 	defer k.mu.RUnlock()
 	var others []string
 	for _, t := range k.tracked {
-		if st := t.current(); t.name != name && st != nil && st.appID == appID {
+		if st := t.state.Load(); t.name != name && st != nil && st.appID == appID {
 			others = append(others, t.name)
 		}
 	}
@@ -632,6 +681,11 @@ func (k *keeper) twins(name, appID string) []string {
 // invalidate forgets what another node changed in storage. It may be called
 // while the account is being loaded.
 func (k *keeper) invalidate(key string) {
+	if escaped, ok := strings.CutPrefix(key, rotationPrefix); ok {
+		if appID, err := url.PathUnescape(escaped); err == nil {
+			k.doubtTwins("", appID)
+		}
+	}
 	for _, prefix := range []string{configPrefix, tokenPrefix} {
 		if name, ok := strings.CutPrefix(key, prefix); ok {
 			if t := k.lookup(name); t != nil {

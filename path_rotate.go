@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -47,7 +48,11 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 	revoke := data.Get("revoke").(bool)
 	done, err := b.keeper.rotate(ctx, req.Storage, name, revoke)
 	if err != nil {
-		return failureResponse(b.rotateFailure(name, revoke, err), once(err))
+		words := b.rotateFailure(name, revoke, err)
+		if problemOf(err) == nil {
+			return nil, fmt.Errorf("%s: %w", words, err)
+		}
+		return failureResponse(words, once(err))
 	}
 	if done == nil {
 		return unknownAccount(req, name), nil
@@ -68,7 +73,7 @@ func (b *backend) rotateFailure(name string, revoke bool, err error) string {
 	switch {
 	case problemOf(err).definite() && b.keeper.pendingRevocation(name) != nil:
 		return fmt.Sprintf("the token of account %q was not replaced now, and the revocation that is pending goes on", name)
-	case problemOf(err).definite():
+	case problemOf(err).definite(), errors.Is(err, errNotBegun):
 		return fmt.Sprintf("the token of account %q was not replaced", name)
 	case revoke:
 		return fmt.Sprintf("whether the token of account %q was replaced is not known, and the revocation goes on in the background", name)

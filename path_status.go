@@ -122,13 +122,13 @@ func (b *backend) listStatus(ctx context.Context, req *logical.Request, data *fr
 	var keys []string
 	if data.Get("recursive").(bool) {
 		keys, err = logical.CollectKeys(ctx, logical.NewStorageView(req.Storage, configPrefix+level))
-		slices.Sort(keys)
 	} else {
 		keys, err = req.Storage.List(ctx, configPrefix+level)
 	}
 	if err != nil {
 		return nil, err
 	}
+	slices.Sort(keys)
 	keys = page(keys, data.Get("after").(string), data.Get("limit").(int))
 	now := wallClock()
 	info := make(map[string]any, len(keys))
@@ -199,5 +199,6 @@ configuration. Neither token nor secret is ever shown.
 
 LIST status/ gives appid, state and expire_time of each account of a level, as
 key_info. With recursive=true the names of all levels below are listed in one
-answer; after=<name> and limit=<n> read it in pages.
+answer; after=<name> and limit=<n> read it in pages. Who may list a level may so
+list all below it.
 `

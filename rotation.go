@@ -60,10 +60,8 @@ func readHistory(ctx context.Context, s logical.Storage, appID string) (*history
 	now := wallClock()
 	recent := h.Forced[:0]
 	for _, at := range h.Forced {
-		if at.Sub(now) > maxRequestTimeout {
-			at = now.Add(-forcedSpacing) // the clock was set back: it counts, and nobody waits for it
-		}
-		if now.Sub(at) < day {
+		// One of the future is of a clock that has been set back since.
+		if age := now.Sub(at); age < day && age >= -maxRequestTimeout {
 			recent = append(recent, at)
 		}
 	}
@@ -166,8 +164,11 @@ func (k *keeper) doubtTwins(name, appID string) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	for _, t := range k.tracked {
-		// One that is being loaded may have read the history before it changed.
-		if st := t.current(); t.name != name && (st == nil || st.appID == appID) {
+		// One that is being loaded may have read the history before it changed,
+		// and one that is being configured is about to become another account.
+		// That flag first: once it is down, the state tells.
+		changing := t.changing.Load()
+		if st := t.current(); t.name != name && (changing || st == nil || st.appID == appID) {
 			t.generation.Add(1)
 			k.schedule.set(t, wallClock())
 		}
@@ -230,7 +231,7 @@ var errNotBegun = errors.New("no forced refresh was begun")
 func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *state, acct *account) (*rotated, error) {
 	leave, err := k.gates.enter(ctx, acct.AppID, forcedCall)
 	if err != nil {
-		return nil, errors.Join(errNotBegun, err)
+		return nil, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	defer leave()
 	now := wallClock()
@@ -250,7 +251,7 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 		// The history may have been written all the same: look again.
 		k.reload(ctx, s, t)
 		k.doubtTwins(t.name, acct.AppID)
-		return nil, errors.Join(errNotBegun, err)
+		return nil, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	doubtful := st.doubtedSince(now)
 	t.state.Store(doubtful)
@@ -332,7 +333,7 @@ type revocation struct {
 	Requested time.Time `json:"requested"`
 
 	// In memory only, guarded by the account's lock.
-	walID    string    // empty if Vault handed out the entry, which it does without the ID
+	walID    string
 	next     time.Time // no attempt before this
 	failures int
 }
@@ -346,7 +347,9 @@ func (k *keeper) announceRevocation(ctx context.Context, s logical.Storage, name
 	}
 	var err error
 	if r.walID, err = framework.PutWAL(ctx, s, walRevocation, r); err != nil {
-		return nil, errors.Join(errNotBegun, err)
+		// The entry may have been written all the same.
+		_ = framework.DeleteWAL(ctx, s, r.walID)
+		return nil, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	return r, nil
 }
@@ -375,11 +378,8 @@ func (k *keeper) dropRevocation(ctx context.Context, s logical.Storage, name str
 		delete(k.revocations, name)
 	}
 	k.mu.Unlock()
-	if r.walID == "" {
-		return // Vault drops the entry when it hands it out next
-	}
 	if err := framework.DeleteWAL(ctx, s, r.walID); err != nil {
-		k.log.Warn("a revocation that has ended stays in the write-ahead log until Vault drops it", "account", name, "error", err)
+		k.log.Warn("a revocation that has ended could not be taken out of the write-ahead log: it is looked at again", "account", name, "error", err)
 	}
 }
 
@@ -448,28 +448,74 @@ func (r *revocation) retry(first time.Duration) {
 }
 
 // resumeRevocation takes up a revocation that the write-ahead log still holds.
-// It reports whether it is over, so that the entry can go.
-func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, r *revocation) (over bool, err error) {
+// It returns nil if the entry can go. It does not wait for whoever is busy with
+// the account.
+func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, r *revocation) error {
+	t := k.tryAcquire(r.Name)
+	if t == nil {
+		return errPending
+	}
+	defer k.release(t)
+	entry, err := findRevocation(ctx, s, r)
+	if err != nil || entry == nil {
+		return err // it ended while the framework handed it out
+	}
 	acct, err := readAccount(ctx, s, r.Name)
 	if err != nil {
-		return false, err
+		return err
 	}
 	if acct == nil || acct.ID != r.AccountID || wallClock().Sub(r.Requested) > revocationAge {
-		return true, nil
+		return nil
 	}
 	tok, err := readToken(ctx, s, r.Name)
 	if err != nil {
-		return false, err
+		return err
 	}
-	if tok != nil && tok.AccountID == r.AccountID && !tok.RevokedAt.Before(r.Requested.Truncate(time.Second)) && tok.Forced >= r.Target {
-		return true, nil
+	if tok != nil && tok.AccountID == r.AccountID && tok.Forced >= r.Target && !tok.RevokedAt.Before(r.Requested.Truncate(time.Second)) {
+		return nil
 	}
 	if k.pendingRevocation(r.Name) == nil {
-		r.next = r.Requested.Add(forcedSpacing)
-		k.pendRevocation(r)
-		if t := k.lookup(r.Name); t != nil {
-			k.schedule.set(t, r.next)
+		k.pendRevocation(entry)
+		if t.current() == nil {
+			k.reload(ctx, s, t)
 		}
 	}
-	return false, nil
+	return errPending
+}
+
+// revocations reads those that the write-ahead log holds.
+func revocations(ctx context.Context, s logical.Storage) ([]*revocation, error) {
+	ids, err := framework.ListWAL(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	var all []*revocation
+	for _, id := range ids {
+		entry, err := framework.GetWAL(ctx, s, id)
+		if err != nil {
+			return nil, err
+		}
+		if entry == nil || entry.Kind != walRevocation {
+			continue
+		}
+		r := &revocation{}
+		if err := decodeWAL(entry.Data, r); err != nil {
+			return nil, err
+		}
+		r.walID, r.next = id, r.Requested.Add(forcedSpacing)
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+// findRevocation returns the entry of the write-ahead log that says the same as
+// r, nil if there is none any more.
+func findRevocation(ctx context.Context, s logical.Storage, r *revocation) (*revocation, error) {
+	all, err := revocations(ctx, s)
+	for _, entry := range all {
+		if entry.Name == r.Name && entry.AccountID == r.AccountID && entry.Requested.Equal(r.Requested) {
+			return entry, nil
+		}
+	}
+	return nil, err
 }

@@ -612,6 +612,6 @@ func TestAClockThatWasSetBackBlocksNobody(t *testing.T) {
 		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(testAppID), &history{
 			Version: schemaVersion, Forced: []time.Time{wallClock().Add(time.Hour)},
 		}))
-		require.Equal(t, 18, m.ok(logical.UpdateOperation, "rotate/demo", nil).Data["rotations_remaining"])
+		require.Equal(t, 19, m.ok(logical.UpdateOperation, "rotate/demo", nil).Data["rotations_remaining"])
 	})
 }

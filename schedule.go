@@ -24,10 +24,11 @@ type schedule struct {
 	mu      sync.Mutex // guards all below and every tracked.slot
 	waking  wakeQueue
 	timer   *time.Timer // nil until start and after stop
+	stopped bool        // for good: whatever still comes is ignored
 	holdOff time.Time   // nothing is woken before
 	healthy lane
 	ailing  lane
-	busy    sync.WaitGroup // what runs; Add only under mu while the timer is set
+	busy    sync.WaitGroup // what runs, the loading of the accounts included
 }
 
 // slot is an account's place in the schedule.
@@ -52,14 +53,18 @@ func newSchedule(failing func(*tracked) bool) *schedule {
 func (s *schedule) start(holdOff time.Time, work func(*tracked)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stopped {
+		return
+	}
 	s.work, s.holdOff = work, holdOff
 	s.timer = time.AfterFunc(time.Until(holdOff), s.fire)
 }
 
-// stop ends it for good. What runs is not waited for.
+// stop ends it for good. What runs is not waited for, and may still call set.
 func (s *schedule) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.stopped = true
 	if s.timer != nil {
 		s.timer.Stop()
 		s.timer = nil
@@ -71,6 +76,9 @@ func (s *schedule) stop() {
 func (s *schedule) set(t *tracked, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stopped {
+		return
+	}
 	switch queued := t.slot.index != 0; {
 	case at.IsZero() && queued:
 		heap.Remove(&s.waking, t.slot.index-1)

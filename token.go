@@ -60,6 +60,14 @@ type token struct {
 	CheckAt time.Time `json:"check_at,omitzero"`
 }
 
+// epoch is that of the token, if there is one.
+func (t *token) epoch() int {
+	if t == nil {
+		return 0
+	}
+	return t.Epoch
+}
+
 // adopt turns an answer into the token to keep. If WeChat handed out the token
 // that the engine already has, its times stay as they are, but for an end that
 // this machine's clock has passed and WeChat's has not.
@@ -229,6 +237,12 @@ func (st *state) settled(now time.Time) bool {
 // failed.
 func (st *state) overdue(now time.Time) bool {
 	return !now.Before(st.due) && st.failure != nil && !st.failure.at.Before(st.due)
+}
+
+// recent reports whether the attempt was made so shortly ago that a report is
+// answered from it, unless it left something to be told at once.
+func (f *failure) recent(now time.Time) bool {
+	return f != nil && f.next.After(f.at) && now.Sub(f.at) < settleTime
 }
 
 // holds reports whether it is too early for another attempt.

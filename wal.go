@@ -22,9 +22,8 @@ const (
 	walRevocation = "revocation"
 
 	// walMinAge is the age at which Vault hands an entry to rollback. It only
-	// spares work: rollback waits for the account's lock, so it never sees a
-	// change half done by somebody who is still at it, and a revocation that the
-	// background already has in hand is left to it.
+	// spares work: rollback leaves alone what somebody is still at, and a
+	// revocation that the background has in hand.
 	walMinAge = 10 * time.Second
 )
 
@@ -52,6 +51,9 @@ func (k *keeper) beginChange(ctx context.Context, s logical.Storage, name string
 // rollback finishes what a write-ahead log entry announced. Vault calls it for
 // entries older than walMinAge, and drops the entry if it returns nil.
 func (b *backend) rollback(ctx context.Context, req *logical.Request, kind string, data any) error {
+	if !b.keeper.writable() {
+		return errPending // it is the active node's to do
+	}
 	switch kind {
 	case walChange:
 		var c change
@@ -64,10 +66,7 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, kind strin
 		if err := decodeWAL(data, &r); err != nil {
 			return err
 		}
-		if over, err := b.keeper.resumeRevocation(ctx, req.Storage, &r); err != nil || over {
-			return err
-		}
-		return errPending // keeps the entry
+		return b.keeper.resumeRevocation(ctx, req.Storage, &r)
 	default:
 		return fmt.Errorf("the write-ahead log holds an entry of the unknown kind %q: was it written by a newer version of the plugin?", kind)
 	}
@@ -79,22 +78,12 @@ var errPending = errors.New("still pending")
 // loadRevocations takes up what the write-ahead log holds, so that it goes on
 // at once after a start.
 func (k *keeper) loadRevocations(s logical.Storage) {
-	ids, err := framework.ListWAL(k.ctx, s)
+	all, err := revocations(k.ctx, s)
 	if err != nil {
-		k.log.Error("the write-ahead log cannot be listed", "error", err)
-		return // Vault's tick brings the entries
+		k.log.Error("the write-ahead log cannot be read: Vault's tick brings its entries", "error", err)
 	}
-	for _, id := range ids {
-		entry, err := framework.GetWAL(k.ctx, s, id)
-		if err != nil || entry == nil || entry.Kind != walRevocation {
-			continue
-		}
-		var r revocation
-		if decodeWAL(entry.Data, &r) != nil {
-			continue
-		}
-		r.walID, r.next = id, r.Requested.Add(forcedSpacing)
-		k.pendRevocation(&r)
+	for _, r := range all {
+		k.pendRevocation(r)
 	}
 }
 

@@ -1,0 +1,311 @@
+package wechat
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+// These tests hold one thing in the middle and do another meanwhile.
+
+// at calls do once, before the first operation op on key. Other operations go on
+// meanwhile, also such ones.
+func (m *mount) at(op, key string, do func()) {
+	var done atomic.Bool
+	m.storage.hooked(func(o, k string) {
+		if o == op && k == key && done.CompareAndSwap(false, true) {
+			do()
+		}
+	})
+}
+
+// rollbackTick is what Vault does once a minute.
+func (m *mount) rollbackTick() {
+	m.t.Helper()
+	_, err := m.HandleRequest(m.t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: m.storage})
+	require.NoError(m.t, err)
+}
+
+func TestClosingTheMountWithRequestsInFlight(t *testing.T) {
+	for _, path := range []string{"rotate/", "refresh/"} {
+		t.Run(path, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				names := []string{"a", "b", "c"}
+				for _, name := range names {
+					m.write(name, nil)
+				}
+				time.Sleep(time.Minute)
+				m.sim.Inject(wechatsim.Fault{Kind: "hang"})
+				var all sync.WaitGroup
+				for _, name := range names {
+					all.Go(func() { require.Error(t, m.try(logical.UpdateOperation, path+name, nil)) })
+				}
+				synctest.Wait()
+				m.Cleanup(t.Context())
+				all.Wait() // a panic in one would end the plugin, with all its mounts
+			})
+		})
+	}
+}
+
+func TestAMountThatIsClosedWhileItLoadsStaysClosed(t *testing.T) {
+	for _, at := range [][2]string{{"list", "config/"}, {"get", "config/demo"}, {"get", "token/demo"}, {"get", historyKey(testAppID)}} {
+		t.Run(at[0]+" "+at[1], func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				for _, name := range []string{"demo", "b", "c", "d"} {
+					m.write(name, nil)
+				}
+				m.close()
+				time.Sleep(rotationPeriod) // the tokens are due
+				held, goOn := make(chan struct{}), make(chan struct{})
+				m.at(at[0], at[1], func() { close(held); <-goOn })
+				m.backend = m.mountedOn(m.storage)
+				require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
+				<-held
+				for _, name := range []string{"b", "c"} {
+					m.ok(logical.ReadOperation, "status/"+name, nil)
+				}
+				m.Cleanup(t.Context())
+				close(goOn)
+				m.keeper.schedule.busy.Wait()
+				ops, calls := m.storage.count(), m.calls()
+				time.Sleep(24 * time.Hour)
+				synctest.Wait()
+				require.Equal(t, ops, m.storage.count())
+				require.Equal(t, calls, m.calls())
+			})
+		})
+	}
+}
+
+func TestAReaderWhoseLoadFailsMakesNobodyForgetTheAccount(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.reopen() // within the hold-off nothing is woken
+		m.keeper.invalidate("token/demo")
+		ctx, cancel := context.WithCancel(t.Context())
+		m.storage.failing(func(op, key string) error {
+			if op == "get" && key == "token/demo" {
+				cancel() // the reader goes away
+				return context.Canceled
+			}
+			return nil
+		})
+		_, err := m.requestContext(ctx, logical.ReadOperation, "token/demo", nil)
+		require.Error(t, err)
+		m.storage.failing(nil)
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen, "the revocation was lost")
+		calls := m.calls()
+		time.Sleep(rotationPeriod)
+		synctest.Wait()
+		require.Greater(t, m.calls(), calls, "the background never looked again")
+	})
+}
+
+func TestAnAccountThatWasChangedElsewhereIsNotForgotten(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		acct, err := readAccount(t.Context(), m.storage, "demo")
+		require.NoError(t, err)
+		acct.ID = "another"
+		require.NoError(t, writeAccount(t.Context(), m.storage, "demo", acct))
+		time.Sleep(rotationPeriod + time.Minute)
+		synctest.Wait()
+		require.Equal(t, "another", m.keeper.lookup("demo").current().accountID)
+	})
+}
+
+func TestAnAccountMayGetAnAppIDWhoseTokenIsReplacedMeanwhile(t *testing.T) {
+	for _, at := range []string{"config/x", "token/x", "wal/"} {
+		t.Run(at, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("y", nil)
+				m.write("x", map[string]any{"appid": otherAppID})
+				var once sync.Once
+				m.storage.hooked(func(op, key string) {
+					if op == "put" && (key == at || at == framework.WALPrefix && len(key) > len(at) && key[:len(at)] == at) {
+						once.Do(func() { m.ok(logical.UpdateOperation, "rotate/y", nil) })
+					}
+				})
+				m.write("x", nil) // to y's appid
+				m.storage.hooked(nil)
+				synctest.Wait()
+				m.read("x") // with a token that WeChat accepts
+			})
+		})
+	}
+}
+
+func TestTheTickDoesNotWaitForWeChat(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"request_timeout": 30, "verify": false})
+		// Of an earlier write whose withdrawal failed.
+		_, err := framework.PutWAL(t.Context(), m.storage, walChange, &change{Name: "demo"})
+		require.NoError(t, err)
+		time.Sleep(walMinAge + time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "hang"})
+		var reader sync.WaitGroup
+		reader.Go(func() { m.refused(logical.ReadOperation, "token/demo", nil) })
+		synctest.Wait()
+		start := time.Now()
+		m.rollbackTick()
+		require.Zero(t, time.Since(start))
+		reader.Wait()
+		m.sim.ClearFaults()
+		require.Len(t, m.walEntries(), 1)
+		m.ticks(2)
+		require.Empty(t, m.walEntries())
+	})
+}
+
+func TestATickDuringARefusedRevocationDoesNotTakeItUp(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"request_timeout": 30})
+		m.sim.SetLatency(15 * time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45011, Times: 1})
+		var caller sync.WaitGroup
+		caller.Go(func() {
+			status, _ := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+			require.Equal(t, http.StatusTooManyRequests, status)
+		})
+		time.Sleep(walMinAge + 2*time.Second)
+		m.rollbackTick()
+		caller.Wait()
+		m.sim.SetLatency(0)
+		m.ticks(10)
+		_, effective := m.forcedCalls()
+		require.Zero(t, effective, "the caller was told that nothing was replaced")
+		require.Nil(t, m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestAnAnnouncementThatFailedButWasWrittenIsNotCarriedOut(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		// The first write of the request is the announcement.
+		for n := 1; ; n++ {
+			m.storage.losingAnswer(n)
+			err := m.try(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+			m.storage.losingAnswer(0)
+			if len(m.walEntries()) == 0 && err != nil {
+				break
+			}
+			require.Less(t, n, 5)
+			m.ticks(5)
+		}
+		seen, _ := m.forcedCalls()
+		m.ticks(5)
+		again, _ := m.forcedCalls()
+		require.Equal(t, seen, again)
+	})
+}
+
+// standby is another node of the cluster, on the same storage, that serves reads
+// and may not write.
+func (m *mount) standby() *mount {
+	m.t.Helper()
+	other := *m
+	other.system = &logical.StaticSystemView{
+		PluginEnvironment: m.system.PluginEnvironment, ReplicationStateVal: consts.ReplicationPerformanceStandby,
+	}
+	other.backend = other.mountedOn(m.storage)
+	require.NoError(m.t, other.Initialize(m.t.Context(), &logical.InitializationRequest{Storage: m.storage}))
+	return &other
+}
+
+func TestAStandbyHandsOutNoTokenThatTheActiveNodeHasKilled(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		standby := m.standby()
+		defer standby.Cleanup(t.Context())
+		standby.read("twin")
+		// The active node forces for demo, and then cannot reach WeChat for twin.
+		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: 503, Mode: "normal"})
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		for _, key := range []string{historyKey(testAppID), "token/demo"} {
+			standby.InvalidateKey(t.Context(), key) // as Vault does for what changed
+		}
+		standby.read("demo")
+		_, err := standby.request(logical.ReadOperation, "token/twin", nil)
+		require.Equal(t, logical.ErrReadOnly, err, "the active node is to answer")
+	})
+}
+
+func TestAStandbyLeavesTheWriteAheadLogAlone(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		standby := m.standby()
+		defer standby.Cleanup(t.Context())
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		time.Sleep(walMinAge + time.Second)
+		writes := m.storage.writes
+		standby.rollbackTick()
+		require.Equal(t, writes, m.storage.writes)
+		m.ticks(5)
+		standby.InvalidateKey(t.Context(), "token/demo")
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+		require.Equal(t, m.statusOf("demo")["revocation"], standby.statusOf("demo")["revocation"])
+	})
+}
+
+func TestATickAtEveryStepOfAnOperationDoesNoHarm(t *testing.T) {
+	for name, do := range map[string]func(m *mount) error{
+		"rotate": func(m *mount) error { return m.try(logical.UpdateOperation, "rotate/demo", nil) },
+		"revoke": func(m *mount) error {
+			return m.try(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		},
+		"another appid": func(m *mount) error {
+			return m.try(logical.UpdateOperation, "config/demo", map[string]any{"appid": otherAppID})
+		},
+		"delete": func(m *mount) error { return m.try(logical.DeleteOperation, "config/demo", nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("demo", nil)
+				m.write("twin", nil)
+				busy := false
+				m.storage.hooked(func(_, _ string) {
+					if busy {
+						return
+					}
+					busy = true
+					defer func() { busy = false }()
+					_, err := m.HandleRequest(m.t.Context(), &logical.Request{
+						Operation: logical.RollbackOperation, Storage: m.storage,
+						Data: map[string]any{"immediate": true}, // whatever the age of the entries
+					})
+					require.NoError(m.t, err)
+				})
+				require.NoError(t, do(m))
+				m.storage.hooked(nil)
+				m.ticks(5)
+				require.Empty(t, m.walEntries())
+				m.read("twin")
+				if name == "delete" {
+					require.NotContains(t, m.stored(), "token/demo")
+					return
+				}
+				m.read("demo")
+				seen, _ := m.forcedCalls()
+				require.Equal(t, map[string]int{"rotate": 1, "revoke": 2}[name], seen)
+			})
+		})
+	}
+}

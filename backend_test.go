@@ -276,6 +276,13 @@ func (s *faultyStorage) count() int {
 	return s.ops
 }
 
+// written returns how many operations would have changed something.
+func (s *faultyStorage) written() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writes
+}
+
 // hooked has f called before each operation; nil has nothing called.
 func (s *faultyStorage) hooked(f func(op, key string)) {
 	s.mu.Lock()
@@ -400,7 +407,7 @@ func TestReplicationStatesGateWritesAndCalls(t *testing.T) {
 				m.close()
 				m.system.ReplicationStateVal, m.system.LocalMountVal = c.state, c.local
 				m.open()
-				before, writes := m.calls(), m.storage.writes
+				before, writes := m.calls(), m.storage.written()
 
 				m.read("warm") // a cached token is served everywhere
 				require.Equal(t, before, m.calls())
@@ -419,7 +426,7 @@ func TestReplicationStatesGateWritesAndCalls(t *testing.T) {
 				if c.state != consts.ReplicationDRSecondary { // which answers no requests
 					require.Equal(t, logical.ErrReadOnly, writeErr)
 					require.Equal(t, before, m.calls())
-					require.Equal(t, writes, m.storage.writes)
+					require.Equal(t, writes, m.storage.written())
 				}
 			})
 		})

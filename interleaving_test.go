@@ -63,8 +63,10 @@ func TestAMountThatIsClosedWhileItLoadsStaysClosed(t *testing.T) {
 	for _, at := range [][2]string{{"list", "config/"}, {"get", "config/demo"}, {"get", "token/demo"}, {"get", historyKey(testAppID)}} {
 		t.Run(at[0]+" "+at[1], func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-				for _, name := range []string{"demo", "b", "c", "d"} {
-					m.write(name, nil)
+				m.write("demo", nil)
+				for _, name := range []string{"b", "c", "d"} {
+					m.sim.SetAccount("wx-"+name, wechatsim.Account{Secret: testSecret})
+					m.write(name, map[string]any{"appid": "wx-" + name})
 				}
 				m.close()
 				time.Sleep(rotationPeriod) // the tokens are due
@@ -254,9 +256,9 @@ func TestAStandbyLeavesTheWriteAheadLogAlone(t *testing.T) {
 		defer standby.Cleanup(t.Context())
 		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
 		time.Sleep(walMinAge + time.Second)
-		writes := m.storage.writes
+		writes := m.storage.written()
 		standby.rollbackTick()
-		require.Equal(t, writes, m.storage.writes)
+		require.Equal(t, writes, m.storage.written())
 		m.ticks(5)
 		standby.InvalidateKey(t.Context(), "token/demo")
 		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])

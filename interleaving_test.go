@@ -311,3 +311,124 @@ func TestATickAtEveryStepOfAnOperationDoesNoHarm(t *testing.T) {
 		})
 	}
 }
+
+func TestAnUnreadableAnnouncementKeepsNoRevocationBack(t *testing.T) {
+	for _, unreadable := range []string{`not json`, `{"type":"revocation","data":{"name":7}}`} {
+		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+			m.write("demo", nil)
+			m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+			m.close()
+			require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{Key: framework.WALPrefix + "zzz", Value: []byte(unreadable)}))
+			m.open()
+			m.ticks(5)
+			_, effective := m.forcedCalls()
+			require.Equal(t, 2, effective)
+		})
+	}
+}
+
+func TestARevokeThatWasNotBegunPromisesNothing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.storage.failing(func(op, key string) error {
+			if op == "get" && key == "config/demo" {
+				return errStorage
+			}
+			return nil
+		})
+		err := m.try(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.storage.failing(nil)
+		require.ErrorContains(t, err, "was not replaced")
+		require.Nil(t, m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestATokenThatWeChatHasDisownedIsNotServedIfItsSuccessorCannotBeStored(t *testing.T) {
+	for _, key := range []string{"token/demo", historyKey(testAppID)} {
+		t.Run(key, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", map[string]any{"sync_interval": "5m"})
+				m.sim.ForceOutside(testAppID)
+				m.storage.failing(func(op, k string) error {
+					if op == "put" && k == key {
+						return errStorage
+					}
+					return nil
+				})
+				time.Sleep(5*time.Minute + time.Second)
+				synctest.Wait()
+				status, text := m.refused(logical.ReadOperation, "token/demo", nil)
+				require.Equal(t, http.StatusInternalServerError, status, text)
+				m.storage.failing(nil)
+				time.Sleep(time.Minute)
+				m.read("demo")
+			})
+		})
+	}
+}
+
+func TestARevokeRefusedWhileTheMountStartsIsNotCarriedOut(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.close()
+		require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{
+			Key: framework.WALPrefix + "zzz", Value: []byte(`{"type":"change","data":{"name":"demo"},"created_at":1}`),
+		}))
+		m.sim.SetLatency(time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45011, Times: 1})
+		var caller sync.WaitGroup
+		m.at("list", "config/", func() {
+			caller.Go(func() { m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true}) })
+			time.Sleep(100 * time.Millisecond) // it is announced
+			m.at("get", framework.WALPrefix+"zzz", func() { time.Sleep(3 * time.Second) })
+		})
+		m.open()
+		time.Sleep(5 * time.Second)
+		caller.Wait()
+		m.sim.SetLatency(0)
+		m.ticks(10)
+		_, effective := m.forcedCalls()
+		require.Zero(t, effective)
+	})
+}
+
+func TestAnotherAccountDoesNotShowTheOldOnesRevocation(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.write("demo", map[string]any{"appid": otherAppID})
+		require.Nil(t, m.statusOf("demo")["revocation"])
+		require.Empty(t, m.walEntries())
+	})
+}
+
+func TestATwinsForcedRefreshDoesNotMakeAFailingAccountForgotten(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", map[string]any{"verify": false, "secret": "wrong-secret-0123456789"})
+		m.refused(logical.ReadOperation, "token/twin", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		synctest.Wait()
+		calls := m.calls()
+		require.Equal(t, "failing", m.statusOf("twin")["state"])
+		time.Sleep(30 * time.Minute)
+		synctest.Wait()
+		require.Greater(t, m.calls(), calls)
+	})
+}
+
+func TestAClockThatStepsBackDuringAForcedCallLosesNoCount(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		now := wallClock()
+		made := &history{
+			Version: schemaVersion, Epoch: 2,
+			Forced: []time.Time{now.Add(-time.Hour), now.Add(maxRequestTimeout + time.Second)},
+		}
+		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(testAppID), made))
+		require.NoError(t, m.keeper.dateForce(t.Context(), m.storage, testAppID, made, now))
+		h, err := readHistory(t.Context(), m.storage, testAppID)
+		require.NoError(t, err)
+		require.Len(t, h.Forced, 2)
+	})
+}

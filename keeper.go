@@ -199,7 +199,8 @@ func (k *keeper) release(t *tracked) {
 // change overtook is good for this request only. The caller holds the lock.
 func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) (*state, error) {
 	generation := t.generation.Load()
-	if t.state.Load() != nil {
+	last := t.state.Load()
+	if last != nil {
 		t.forget()
 	}
 	acct, err := readAccount(ctx, s, t.name)
@@ -220,6 +221,9 @@ func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) (*stat
 	}
 	t.unsure = false
 	st := newState(acct, tok, h.Epoch, rand.Float64()) //nolint:gosec // jitter needs no secrecy
+	if st.token == nil && last != nil && last.accountID == st.accountID {
+		st.failure = last.failure // somebody waits for this token: it is tried on
+	}
 	st.generation = generation
 	t.state.Store(st)
 	return st, nil
@@ -371,6 +375,9 @@ func (k *keeper) refresh(ctx context.Context, s logical.Storage, t *tracked, st 
 	}
 	if err != nil {
 		p := asProblem(err)
+		if g != nil && (tok == nil || tok.Epoch != st.token.epoch()) {
+			st = st.doubtedSince(wallClock()) // WeChat has named another token, or is to confirm this one
+		}
 		st = st.failed(p, wallClock(), syncJitter())
 		k.log.Warn("no token from WeChat", "account", t.name, "appid", st.appID, "class", string(p.class), "errcode", p.errcode, "rid", p.rid,
 			"failures", st.failure.count, "next_attempt", timestamp(st.failure.next), "message", p.message())
@@ -400,7 +407,8 @@ func (k *keeper) accountOf(ctx context.Context, s logical.Storage, t *tracked, s
 }
 
 // ask makes one normal call, and turns its answer into the token to keep
-// instead of old, which is nil where there is none.
+// instead of old, which is nil where there is none. With a grant and an error
+// WeChat has answered, and the answer could not be noted.
 func (k *keeper) ask(ctx context.Context, s logical.Storage, name string, acct *account, old *token) (*grant, *token, error) {
 	leave, err := k.gates.enter(ctx, acct.AppID, normalCall)
 	if err != nil {
@@ -422,7 +430,7 @@ func (k *keeper) ask(ctx context.Context, s logical.Storage, name string, acct *
 		// Somebody outside replaced it by force: the other accounts with this
 		// appid hold a dead token too.
 		if h, err = k.changeHistory(ctx, s, acct.AppID, func(h *history) error { h.Epoch++; return nil }); err != nil {
-			return nil, nil, err
+			return g, nil, err
 		}
 		k.doubtTwins(name, acct.AppID)
 	}
@@ -542,6 +550,9 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 		next = st.reconfigured(acct, syncJitter())
 	} else {
 		next = newState(acct, tok, tok.epoch(), syncJitter())
+		if r := k.pendingRevocation(name); r != nil {
+			k.dropRevocation(ctx, s, name, r) // it was the old account's
+		}
 	}
 	if g != nil {
 		next = next.succeeded(g, tok, syncJitter())

@@ -61,7 +61,7 @@ func readHistory(ctx context.Context, s logical.Storage, appID string) (*history
 	recent := h.Forced[:0]
 	for _, at := range h.Forced {
 		// One of the future is of a clock that has been set back since.
-		if age := now.Sub(at); age < day && age >= -maxRequestTimeout {
+		if age := now.Sub(at); age < day && age >= -maxRequestTimeout-time.Minute {
 			recent = append(recent, at)
 		}
 	}
@@ -182,7 +182,7 @@ func (k *keeper) doubtTwins(name, appID string) {
 func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, revoke bool) (r *rotated, err error) {
 	t, st, err := k.acquireLoaded(ctx, s, name)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	defer k.release(t)
 	if st == nil {
@@ -192,7 +192,7 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 	defer cancel()
 	acct, err := k.accountOf(ctx, s, t, st)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	if !revoke {
 		return k.force(ctx, s, t, st, acct)
@@ -483,29 +483,30 @@ func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, r *rev
 	return errPending
 }
 
-// revocations reads those that the write-ahead log holds.
+// revocations reads those that the write-ahead log holds. An entry that cannot be
+// read keeps none of the others back.
 func revocations(ctx context.Context, s logical.Storage) ([]*revocation, error) {
 	ids, err := framework.ListWAL(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	var all []*revocation
+	var errs []error
 	for _, id := range ids {
 		entry, err := framework.GetWAL(ctx, s, id)
-		if err != nil {
-			return nil, err
-		}
-		if entry == nil || entry.Kind != walRevocation {
+		if err != nil || entry == nil || entry.Kind != walRevocation {
+			errs = append(errs, err)
 			continue
 		}
 		r := &revocation{}
 		if err := decodeWAL(entry.Data, r); err != nil {
-			return nil, err
+			errs = append(errs, err)
+			continue
 		}
 		r.walID, r.next = id, r.Requested.Add(forcedSpacing)
 		all = append(all, r)
 	}
-	return all, nil
+	return all, errors.Join(errs...)
 }
 
 // findRevocation returns the entry of the write-ahead log that says the same as

@@ -83,7 +83,7 @@ func (k *keeper) loadRevocations(s logical.Storage) {
 		k.log.Error("the write-ahead log cannot be read: Vault's tick brings its entries", "error", err)
 	}
 	for _, r := range all {
-		k.pendRevocation(r)
+		_ = k.resumeRevocation(k.ctx, s, r)
 	}
 }
 

@@ -432,3 +432,28 @@ func TestAClockThatStepsBackDuringAForcedCallLosesNoCount(t *testing.T) {
 		require.Len(t, h.Forced, 2)
 	})
 }
+
+func TestAPendingRevocationIsTakenUpThoughReadersAreBusyAtTheStart(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.close()
+		// A reader holds the account while the write-ahead log is read.
+		held, goOn := make(chan struct{}), make(chan struct{})
+		m.at("list", "config/", func() { close(held); <-goOn })
+		m.backend = m.mountedOn(m.storage)
+		require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
+		<-held
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"], "storage tells before memory does")
+		busy, err := m.keeper.acquire(t.Context(), "demo")
+		require.NoError(t, err)
+		close(goOn)
+		synctest.Wait()
+		m.keeper.release(busy)
+		time.Sleep(forcedSpacing + startHoldOff) // no tick is needed
+		synctest.Wait()
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+	})
+}

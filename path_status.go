@@ -91,7 +91,7 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 		fields["next_refresh_time"] = timestamp(st.due)
 		fields["revocation"] = orNull(t.RevokedAt)
 	}
-	if b.keeper.pendingRevocation(name) != nil {
+	if b.keeper.isRevoking(ctx, req.Storage, name, st) {
 		fields["revocation"] = revocationPending
 	}
 	if f := st.failure; f != nil {

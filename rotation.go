@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -448,14 +449,8 @@ func (r *revocation) retry(first time.Duration) {
 }
 
 // resumeRevocation takes up a revocation that the write-ahead log still holds.
-// It returns nil if the entry can go. It does not wait for whoever is busy with
-// the account.
-func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, r *revocation) error {
-	t := k.tryAcquire(r.Name)
-	if t == nil {
-		return errPending
-	}
-	defer k.release(t)
+// It returns nil if the entry can go. The caller holds the account's lock.
+func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, t *tracked, r *revocation) error {
 	entry, err := findRevocation(ctx, s, r)
 	if err != nil || entry == nil {
 		return err // it ended while the framework handed it out
@@ -481,6 +476,23 @@ func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, r *rev
 		}
 	}
 	return errPending
+}
+
+// isRevoking reports whether a revocation of the account is pending. Until the
+// accounts are loaded, which on a standby they never are, storage tells.
+func (k *keeper) isRevoking(ctx context.Context, s logical.Storage, name string, st *state) bool {
+	if k.pendingRevocation(name) != nil {
+		return true
+	}
+	select {
+	case <-k.loaded:
+		return false
+	default:
+	}
+	all, _ := revocations(ctx, s) // an entry that cannot be read is not this account's
+	return slices.ContainsFunc(all, func(r *revocation) bool {
+		return r.Name == name && r.AccountID == st.accountID && st.forced() < r.Target
+	})
 }
 
 // revocations reads those that the write-ahead log holds. An entry that cannot be

@@ -66,7 +66,12 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, kind strin
 		if err := decodeWAL(data, &r); err != nil {
 			return err
 		}
-		return b.keeper.resumeRevocation(ctx, req.Storage, &r)
+		t := b.keeper.tryAcquire(r.Name)
+		if t == nil {
+			return errPending // the tick does not wait for whoever is busy with it
+		}
+		defer b.keeper.release(t)
+		return b.keeper.resumeRevocation(ctx, req.Storage, t, &r)
 	default:
 		return fmt.Errorf("the write-ahead log holds an entry of the unknown kind %q: was it written by a newer version of the plugin?", kind)
 	}
@@ -83,7 +88,13 @@ func (k *keeper) loadRevocations(s logical.Storage) {
 		k.log.Error("the write-ahead log cannot be read: Vault's tick brings its entries", "error", err)
 	}
 	for _, r := range all {
-		_ = k.resumeRevocation(k.ctx, s, r)
+		t, err := k.acquire(k.ctx, r.Name)
+		if err != nil {
+			return // the mount is being closed
+		}
+		// What is over, or cannot be read, is left to Vault's tick.
+		_ = k.resumeRevocation(k.ctx, s, t, r)
+		k.release(t)
 	}
 }
 

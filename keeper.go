@@ -195,8 +195,8 @@ func (k *keeper) release(t *tracked) {
 }
 
 // load reads the account and its token from storage, and returns the state made
-// of them, nil if the account is not configured. A state that another node's
-// change overtook is good for this request only. The caller holds the lock.
+// of them, nil if the account is not configured. A state that a change
+// in storage overtook is good for this request only. The caller holds the lock.
 func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) (*state, error) {
 	generation := t.generation.Load()
 	last := t.state.Load()
@@ -281,15 +281,12 @@ func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (st *
 		return st, now, nil
 	case err != nil:
 		return nil, now, err
-	}
-	st = next
-	switch {
-	case st.usable(now):
-		return st, now, nil
-	case st.failure == nil:
+	case next.usable(now):
+		return next, now, nil
+	case next.failure == nil:
 		return nil, now, &problem{rule: ruleStorage, detail: "storing the token took longer than its life"}
 	}
-	return nil, now, st.failure.problem
+	return nil, now, next.failure.problem
 }
 
 // look returns the account's state as it is, nil if it is not configured.
@@ -551,7 +548,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	} else {
 		next = newState(acct, tok, tok.epoch(), syncJitter())
 		if r := k.pendingRevocation(name); r != nil {
-			k.dropRevocation(ctx, s, name, r) // it was the old account's
+			k.dropRevocation(ctx, s, r) // it was the old account's
 		}
 	}
 	if g != nil {
@@ -584,7 +581,7 @@ func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string,
 		return err
 	}
 	if tok != nil {
-		err = writeEntry(ctx, s, tokenPrefix+name, tok)
+		err = k.store(ctx, s, name, stored, tok)
 	} else if stored != nil {
 		err = s.Delete(ctx, tokenPrefix+name)
 	}
@@ -612,7 +609,7 @@ func (k *keeper) remove(ctx context.Context, s logical.Storage, name string) err
 	t.state.Store(nil)
 	t.unsure = false
 	if r := k.pendingRevocation(name); r != nil {
-		k.dropRevocation(ctx, s, name, r)
+		k.dropRevocation(ctx, s, r)
 	}
 	return nil
 }

@@ -205,12 +205,12 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 	r, err = k.force(ctx, s, t, st, acct)
 	if problemOf(err).definite() || errors.Is(err, errNotBegun) {
 		// Nothing was done, and one that was pending before goes on.
-		k.dropRevocation(ctx, s, name, announced)
+		k.dropRevocation(ctx, s, announced)
 		return nil, err
 	}
 	announced.next = wallClock().Add(forcedSpacing)
 	if old := k.pendRevocation(announced); old != nil {
-		k.dropRevocation(ctx, s, name, old)
+		k.dropRevocation(ctx, s, old)
 	}
 	return r, err
 }
@@ -373,14 +373,14 @@ func (k *keeper) pendingRevocation(name string) *revocation {
 }
 
 // dropRevocation ends r, complete or not.
-func (k *keeper) dropRevocation(ctx context.Context, s logical.Storage, name string, r *revocation) {
+func (k *keeper) dropRevocation(ctx context.Context, s logical.Storage, r *revocation) {
 	k.mu.Lock()
-	if k.revocations[name] == r {
-		delete(k.revocations, name)
+	if k.revocations[r.Name] == r {
+		delete(k.revocations, r.Name)
 	}
 	k.mu.Unlock()
 	if err := framework.DeleteWAL(ctx, s, r.walID); err != nil {
-		k.log.Warn("a revocation that has ended could not be taken out of the write-ahead log: it is looked at again", "account", name, "error", err)
+		k.log.Warn("a revocation that has ended could not be taken out of the write-ahead log: it is looked at again", "account", r.Name, "error", err)
 	}
 }
 
@@ -395,11 +395,11 @@ func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation)
 		r.next = wallClock().Add(reloadInterval)
 		return
 	case acct == nil || acct.ID != r.AccountID:
-		k.dropRevocation(ctx, s, t.name, r)
+		k.dropRevocation(ctx, s, r)
 		return
 	case wallClock().Sub(r.Requested) > revocationAge:
 		k.log.Error("a revocation was given up after a day: the leaked token has run out by itself", "account", t.name, "appid", acct.AppID)
-		k.dropRevocation(ctx, s, t.name, r)
+		k.dropRevocation(ctx, s, r)
 		return
 	}
 	if st.doubted {
@@ -438,7 +438,7 @@ func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation)
 	next.token = &revoked
 	t.state.Store(&next)
 	k.log.Info("revocation complete", "account", t.name, "appid", acct.AppID)
-	k.dropRevocation(ctx, s, t.name, r)
+	k.dropRevocation(ctx, s, r)
 }
 
 // retry sets the next attempt: after first, then with growing distance up to an

@@ -77,7 +77,7 @@ func report(all []results, conditions string) string {
 	var b strings.Builder
 	b.WriteString(conditions)
 	b.WriteString("\n### What the engine is to reach\n\n")
-	b.WriteString("Ratios of requests per second, within the same run. The floor's is about what a plugin built on the SDK can reach.\n\n")
+	b.WriteString("Ratios of requests per second, within the same run. The floor is a plugin that only returns a constant.\n\n")
 	b.WriteString("| connections | audit | to external KV v2 | at least | floor to external KV v2 | to the floor | at least | p99, ms | external KV v2's | |\n")
 	b.WriteString("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n")
 	for _, target := range targets {

@@ -27,7 +27,7 @@ type permission struct{ operation, path string }
 // permissions are those that exist for the named accounts. Deletions come last,
 // for nothing else is possible afterwards.
 func permissions(accounts ...string) []permission {
-	all := []permission{{"read", "metrics"}}
+	var all []permission
 	for _, name := range accounts {
 		all = append(
 			all,
@@ -127,7 +127,7 @@ func TestEachRoleMayDoItsPartOnly(t *testing.T) {
 	for role, granted := range map[string]func(permission) bool{
 		"operator":   of("config/", "status/"),
 		"on-call":    of("refresh/", "rotate/", "status/"),
-		"monitoring": of("status/", "metrics"),
+		"monitoring": of("status/"),
 		"team":       of("token/team-a/", "refresh/team-a/", "status/team-a/"),
 		"application": exactly(
 			permission{"read", "token/team-a/shop"},

@@ -3,7 +3,3 @@
 path "wechat/status/*" {
   capabilities = ["read", "list"]
 }
-
-path "wechat/metrics" {
-  capabilities = ["read"]
-}

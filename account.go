@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -351,7 +352,7 @@ func (acct *account) fields() map[string]any {
 // readAccount returns the stored account, nil if there is none.
 func readAccount(ctx context.Context, s logical.Storage, name string) (*account, error) {
 	acct := &account{}
-	found, err := readEntry(ctx, s, configPrefix+name, acct)
+	found, err := readEntry(ctx, s, storageKey(configPrefix, name), acct)
 	if err != nil || !found {
 		return nil, err
 	}
@@ -359,7 +360,25 @@ func readAccount(ctx context.Context, s logical.Storage, name string) (*account,
 }
 
 func writeAccount(ctx context.Context, s logical.Storage, name string, acct *account) error {
-	return writeEntry(ctx, s, configPrefix+name, acct)
+	return writeEntry(ctx, s, storageKey(configPrefix, name), acct)
+}
+
+// storageKey is where what has a name is stored in an area. Vault's storage
+// refuses keys with two dots in a row, which a name may have.
+func storageKey(prefix, name string) string {
+	return prefix + strings.ReplaceAll(name, "..", ".%2E")
+}
+
+// storedName is the name at the end of a storage key, which storageKey made.
+func storedName(key string) string { return strings.ReplaceAll(key, "%2E", ".") }
+
+// storedNames turns keys of storage into names, and sorts them.
+func storedNames(keys []string) []string {
+	for i, key := range keys {
+		keys[i] = storedName(key)
+	}
+	slices.Sort(keys)
+	return keys
 }
 
 // readEntry decodes the entry at key into v and checks its schema version. It

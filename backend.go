@@ -79,7 +79,7 @@ func (b *backend) initialize(_ context.Context, req *logical.InitializationReque
 // tick is called by Vault once a minute, with locks held that stall seal and
 // reload: it only nudges the background.
 func (b *backend) tick(context.Context, *logical.Request) error {
-	b.keeper.schedule.fire()
+	b.keeper.tick(thisMoment())
 	return nil
 }
 

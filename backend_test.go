@@ -244,6 +244,9 @@ func (s *faultyStorage) begin(op, key string) error {
 	if op == "put" || op == "delete" {
 		s.writes++
 	}
+	if strings.Contains(key, "..") {
+		return logical.ErrRelativePath // as Vault's storage does
+	}
 	if s.fail != nil {
 		return s.fail(op, key)
 	}

@@ -139,12 +139,17 @@ func TestAnAccountMayGetAnAppIDWhoseTokenIsReplacedMeanwhile(t *testing.T) {
 				m.write("y", nil)
 				m.write("x", map[string]any{"appid": otherAppID})
 				var once sync.Once
+				var rotation sync.WaitGroup
 				m.storage.hooked(func(op, key string) {
 					if op == "put" && (key == at || at == framework.WALPrefix && len(key) > len(at) && key[:len(at)] == at) {
-						once.Do(func() { m.ok(logical.UpdateOperation, "rotate/y", nil) })
+						once.Do(func() {
+							rotation.Go(func() { m.ok(logical.UpdateOperation, "rotate/y", nil) })
+							time.Sleep(time.Second) // it waits, or comes before
+						})
 					}
 				})
 				m.write("x", nil) // to y's appid
+				rotation.Wait()
 				m.storage.hooked(nil)
 				synctest.Wait()
 				m.read("x") // with a token that WeChat accepts
@@ -426,7 +431,7 @@ func TestAClockThatStepsBackDuringAForcedCallLosesNoCount(t *testing.T) {
 			Forced: []time.Time{now.Add(-time.Hour), now.Add(maxRequestTimeout + time.Second)},
 		}
 		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(testAppID), made))
-		require.NoError(t, m.keeper.dateForce(t.Context(), m.storage, testAppID, made, now))
+		require.NoError(t, m.keeper.dateForce(t.Context(), m.storage, testAppID, now))
 		h, err := readHistory(t.Context(), m.storage, testAppID)
 		require.NoError(t, err)
 		require.Len(t, h.Forced, 2)

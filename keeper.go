@@ -3,6 +3,7 @@ package wechat
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -55,11 +57,12 @@ type keeper struct {
 
 	schedule *schedule
 	started  sync.Once
-	loaded   chan struct{} // closed when every account is in memory
+	loaded   chan struct{} // closed when every account was tried to be loaded, or the mount is closed
 
 	mu      sync.RWMutex
 	tracked map[string]*tracked // guarded by mu
 
+	clock       moment                 // when Vault's tick came last; guarded by mu
 	revocations map[string]*revocation // what is pending, by name; guarded by mu
 	histories   sync.Mutex             // held while a history is changed in storage
 }
@@ -84,10 +87,6 @@ type tracked struct {
 	// older generation is stale, whenever it was stored.
 	generation atomic.Uint64
 
-	// changing is set while the account is being configured: it may be about to
-	// get another appid than its state tells.
-	changing atomic.Bool
-
 	slot slot // the schedule's
 }
 
@@ -108,11 +107,14 @@ func (t *tracked) current() *state {
 }
 
 func newKeeper(log hclog.Logger, c *client, writable func() bool) *keeper {
-	k := &keeper{log: log, client: c, writable: writable, loaded: make(chan struct{}), tracked: make(map[string]*tracked), revocations: make(map[string]*revocation)}
+	k := &keeper{
+		log: log, client: c, writable: writable, loaded: make(chan struct{}), clock: thisMoment(),
+		tracked: make(map[string]*tracked), revocations: make(map[string]*revocation),
+	}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.schedule = newSchedule(func(t *tracked) bool {
 		st := t.current()
-		return st != nil && st.failure != nil
+		return st != nil && st.failure != nil && st.failure.class == classUnreachable
 	})
 	return k
 }
@@ -356,6 +358,11 @@ func (k *keeper) refreshNow(ctx context.Context, s logical.Storage, name, reject
 func (k *keeper) refresh(ctx context.Context, s logical.Storage, t *tracked, st *state) (*state, error) {
 	ctx, cancel := outlive(ctx)
 	defer cancel()
+	leave, err := k.gates.enter(ctx, st.appID, normalCall)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	acct, err := k.accountOf(ctx, s, t, st)
 	if errors.Is(err, errChanged) {
 		return nil, err
@@ -364,7 +371,7 @@ func (k *keeper) refresh(ctx context.Context, s logical.Storage, t *tracked, st 
 	var tok *token
 	if err == nil {
 		if g, tok, err = k.ask(ctx, s, t.name, acct, st.token); err == nil {
-			err = k.store(ctx, s, t.name, st.token, tok)
+			err = storeToken(ctx, s, t.name, st.token, tok)
 		}
 	}
 	if k.ctx.Err() != nil {
@@ -405,13 +412,10 @@ func (k *keeper) accountOf(ctx context.Context, s logical.Storage, t *tracked, s
 
 // ask makes one normal call, and turns its answer into the token to keep
 // instead of old, which is nil where there is none. With a grant and an error
-// WeChat has answered, and the answer could not be noted.
+// WeChat has answered, and the answer could not be noted. The caller has entered
+// the appid's gate, and leaves it when the token is stored and in memory: until
+// then a forced call would not find there what it kills.
 func (k *keeper) ask(ctx context.Context, s logical.Storage, name string, acct *account, old *token) (*grant, *token, error) {
-	leave, err := k.gates.enter(ctx, acct.AppID, normalCall)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer leave()
 	h, err := readHistory(ctx, s, acct.AppID)
 	if err != nil {
 		return nil, nil, err
@@ -426,7 +430,13 @@ func (k *keeper) ask(ctx context.Context, s logical.Storage, name string, acct *
 	if old != nil && old.AccountID == acct.ID && old.Epoch == h.Epoch && g.token != old.AccessToken && old.ExpireTime.Sub(g.asked) > overlap {
 		// Somebody outside replaced it by force: the other accounts with this
 		// appid hold a dead token too.
-		if h, err = k.changeHistory(ctx, s, acct.AppID, func(h *history) error { h.Epoch++; return nil }); err != nil {
+		h, err = k.changeHistory(ctx, s, acct.AppID, func(h *history) error {
+			if h.Epoch == old.Epoch { // none of them has noticed it yet
+				h.Epoch++
+			}
+			return nil
+		})
+		if err != nil {
 			return g, nil, err
 		}
 		k.doubtTwins(name, acct.AppID)
@@ -434,12 +444,12 @@ func (k *keeper) ask(ctx context.Context, s logical.Storage, name string, acct *
 	return g, g.adopt(old, acct.ID, h.Epoch), nil
 }
 
-// store writes the token unless it is the stored one.
-func (k *keeper) store(ctx context.Context, s logical.Storage, name string, stored, t *token) error {
+// storeToken writes the token unless it is the stored one.
+func storeToken(ctx context.Context, s logical.Storage, name string, stored, t *token) error {
 	if stored != nil && *stored == *t {
 		return nil
 	}
-	return writeEntry(ctx, s, tokenPrefix+name, t)
+	return writeEntry(ctx, s, storageKey(tokenPrefix, name), t)
 }
 
 // asProblem is err as it is remembered. What is not a problem with WeChat is
@@ -506,8 +516,6 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	if st != nil {
 		generation = st.generation
 	}
-	t.changing.Store(true)
-	defer t.changing.Store(false)
 	ctx, cancel := outlive(ctx)
 	defer cancel()
 	old, err := readAccount(ctx, s, name)
@@ -525,33 +533,35 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	var g *grant
 	tok := stored
 	if verify {
+		leave, err := k.gates.enter(ctx, acct.AppID, normalCall)
+		if err != nil {
+			return err
+		}
+		defer leave()
 		if g, tok, err = k.ask(ctx, s, name, acct, stored); err != nil {
+			if g != nil && st != nil && st.accountID == acct.ID {
+				t.state.Store(st.doubtedSince(wallClock())) // WeChat has named another token
+			}
 			return err
 		}
 	} else if stored != nil && stored.AccountID != acct.ID {
 		tok = nil
 	}
 
+	var next *state
 	if old != nil && old.ID == acct.ID {
-		err = k.storeSame(ctx, s, name, acct, stored, tok)
+		if err = storeSame(ctx, s, name, acct, stored, tok); err == nil {
+			next = st.reconfigured(acct, syncJitter())
+		}
 	} else {
 		t.forget() // the old token is not served from here on
-		err = k.storeOther(ctx, s, name, acct, stored, tok)
+		next, err = k.storeOther(ctx, s, name, st, acct, stored, tok)
 	}
 	if err != nil {
 		k.reload(ctx, s, t)
 		return err
 	}
-	var next *state
-	if st != nil && st.accountID == acct.ID {
-		next = st.reconfigured(acct, syncJitter())
-	} else {
-		next = newState(acct, tok, tok.epoch(), syncJitter())
-		if r := k.pendingRevocation(name); r != nil {
-			k.dropRevocation(ctx, s, r) // it was the old account's
-		}
-	}
-	if g != nil {
+	if g != nil && !next.doubted {
 		next = next.succeeded(g, tok, syncJitter())
 	}
 	next.generation = generation
@@ -562,34 +572,52 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 
 // storeSame stores an account that stays the same one. Each of its writes
 // leaves storage right, so none has to be undone.
-func (k *keeper) storeSame(ctx context.Context, s logical.Storage, name string, acct *account, stored, tok *token) error {
+func storeSame(ctx context.Context, s logical.Storage, name string, acct *account, stored, tok *token) error {
 	if tok != nil {
-		if err := k.store(ctx, s, name, stored, tok); err != nil {
+		if err := storeToken(ctx, s, name, stored, tok); err != nil {
 			return err
 		}
 	}
 	return writeAccount(ctx, s, name, acct)
 }
 
-// storeOther stores an account that is new, or another one than before.
-func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string, acct *account, stored, tok *token) error {
+// storeOther stores an account that is new, or another one than before, whose
+// state was st, and returns its state.
+func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string, st *state, acct *account, stored, tok *token) (*state, error) {
 	done, err := k.beginChange(ctx, s, name)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	pending := k.pendingRevocation(name)
+	moved, err := moveRevocation(ctx, s, pending, st, acct)
+	if err != nil {
+		return nil, err
 	}
 	if err := writeAccount(ctx, s, name, acct); err != nil {
-		return err
+		return nil, err
 	}
 	if tok != nil {
-		err = k.store(ctx, s, name, stored, tok)
+		err = storeToken(ctx, s, name, stored, tok)
 	} else if stored != nil {
-		err = s.Delete(ctx, tokenPrefix+name)
+		err = s.Delete(ctx, storageKey(tokenPrefix, name))
 	}
 	if err != nil {
-		return err
+		return nil, err
+	}
+	// Since the token was asked for, another account with its appid may have
+	// noticed that it is dead.
+	h, err := readHistory(ctx, s, acct.AppID)
+	if err != nil {
+		return nil, err
+	}
+	if moved != nil {
+		k.pendRevocation(moved)
+	}
+	if pending != nil {
+		k.dropRevocation(ctx, s, pending)
 	}
 	done()
-	return nil
+	return newState(acct, tok, h.Epoch, syncJitter()), nil
 }
 
 // remove deletes an account, its configuration first: without that nothing else
@@ -615,11 +643,11 @@ func (k *keeper) remove(ctx context.Context, s logical.Storage, name string) err
 }
 
 func (k *keeper) removeStored(ctx context.Context, s logical.Storage, name string) error {
-	acct, err := s.Get(ctx, configPrefix+name)
+	acct, err := s.Get(ctx, storageKey(configPrefix, name))
 	if err != nil {
 		return err
 	}
-	tok, err := s.Get(ctx, tokenPrefix+name)
+	tok, err := s.Get(ctx, storageKey(tokenPrefix, name))
 	if err != nil {
 		return err
 	}
@@ -630,10 +658,10 @@ func (k *keeper) removeStored(ctx context.Context, s logical.Storage, name strin
 	if err != nil {
 		return err
 	}
-	if err := s.Delete(ctx, configPrefix+name); err != nil {
+	if err := s.Delete(ctx, storageKey(configPrefix, name)); err != nil {
 		return err
 	}
-	if err := s.Delete(ctx, tokenPrefix+name); err != nil {
+	if err := s.Delete(ctx, storageKey(tokenPrefix, name)); err != nil {
 		return err
 	}
 	done()
@@ -659,7 +687,7 @@ func (k *keeper) reconcile(ctx context.Context, s logical.Storage, name string) 
 		return err
 	}
 	k.log.Info("removing the token that an unfinished change left behind", "account", name)
-	return s.Delete(ctx, tokenPrefix+name)
+	return s.Delete(ctx, storageKey(tokenPrefix, name))
 }
 
 // reload brings memory in line with storage after a write failed. If storage
@@ -696,7 +724,7 @@ func (k *keeper) invalidate(key string) {
 	}
 	for _, prefix := range []string{configPrefix, tokenPrefix} {
 		if name, ok := strings.CutPrefix(key, prefix); ok {
-			if t := k.lookup(name); t != nil {
+			if t := k.lookup(storedName(name)); t != nil {
 				t.generation.Add(1)
 			}
 		}
@@ -708,13 +736,67 @@ func (k *keeper) invalidate(key string) {
 // due. It returns at once; a second call does nothing.
 func (k *keeper) start(s logical.Storage) {
 	k.started.Do(func() {
-		holdOff := wallClock().Add(startHoldOff)
+		holdOff := time.Now().Add(startHoldOff)
 		k.schedule.busy.Go(func() {
 			k.loadAll(s)
 			close(k.loaded)
 			k.schedule.start(holdOff, func(t *tracked) { k.tend(s, t) })
 		})
 	})
+}
+
+// moment is a time by the machine's clock, which may be set, and by one which
+// nobody can set.
+type moment struct{ wall, steady time.Time }
+
+func thisMoment() moment { return moment{wallClock(), time.Now()} }
+
+// clockTolerance is how far the clock may be set back between two ticks without
+// anything having to be done: the margins bear that much.
+const clockTolerance = 5 * time.Second
+
+// tick is called once a minute. It gives the background the push that its timer
+// does not give while the machine is suspended, and looks whether the clock was
+// set back meanwhile: all times that are remembered are then too late, and WeChat
+// is asked how long each token still lives.
+func (k *keeper) tick(now moment) {
+	k.schedule.fire()
+	k.mu.Lock()
+	last := k.clock
+	k.clock = now
+	var all []*tracked
+	back := last.wall.Add(now.steady.Sub(last.steady)).Sub(now.wall)
+	if back > clockTolerance && k.ctx.Err() == nil {
+		all = slices.Collect(maps.Values(k.tracked))
+	}
+	k.mu.Unlock()
+	if len(all) == 0 {
+		return
+	}
+	k.log.Warn("the clock was set back: WeChat is asked about every token", "by", back.Round(time.Second), "accounts", len(all))
+	k.schedule.busy.Go(func() {
+		var group errgroup.Group
+		group.SetLimit(loaders)
+		for _, t := range all {
+			group.Go(func() error { return k.anew(t, now.wall) })
+		}
+		_ = group.Wait() // fails only while the mount is being closed
+	})
+}
+
+// anew has the background look at an account after the clock was set back.
+func (k *keeper) anew(t *tracked, now time.Time) error {
+	if err := t.lock.Acquire(k.ctx, 1); err != nil {
+		return err
+	}
+	defer k.release(t)
+	if st := t.state.Load(); st != nil {
+		t.state.Store(st.anew(now))
+	}
+	if r := k.pendingRevocation(t.name); r != nil {
+		r.next = now.Add(forcedSpacing)
+	}
+	return nil
 }
 
 // stop ends the work in the background and every call to WeChat. It does not
@@ -726,12 +808,15 @@ func (k *keeper) stop() {
 }
 
 // loadAll brings every account into memory. It goes on until storage has given
-// the list of them, or the mount is closed.
+// the lists of them and of what is pending, or the mount is closed.
 func (k *keeper) loadAll(s logical.Storage) {
-	var all []string
+	var all, ids []string
 	for n := 1; ; n++ {
 		var err error
 		if all, err = logical.CollectKeys(k.ctx, logical.NewStorageView(s, configPrefix)); err == nil {
+			ids, err = framework.ListWAL(k.ctx, s)
+		}
+		if err == nil {
 			break
 		}
 		if k.ctx.Err() == nil {
@@ -743,10 +828,10 @@ func (k *keeper) loadAll(s logical.Storage) {
 		case <-time.After(backoffTransient.after(n)):
 		}
 	}
-	k.loadRevocations(s)
+	k.loadRevocations(s, ids)
 	var group errgroup.Group
 	group.SetLimit(loaders)
-	for _, name := range all {
+	for _, name := range storedNames(all) {
 		if k.ctx.Err() != nil {
 			break
 		}

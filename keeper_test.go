@@ -463,7 +463,7 @@ func TestATokenWhoseLifeWeChatShortensIsNotHandedOutPastIt(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		st := m.keeper.lookup("demo").current()
-		require.WithinDuration(t, wallClock().Add(100*time.Second), st.end, 10*time.Second)
+		require.WithinDuration(t, wallClock().Add(100*time.Second), st.token.end(), 10*time.Second)
 		require.Equal(t, first["expire_time"], m.read("demo")["expire_time"], "constant for one token")
 		require.LessOrEqual(t, m.read("demo")["ttl"], int64(10))
 	})

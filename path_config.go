@@ -141,9 +141,11 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	}
 	var acct *account
 	var invalid error
+	revoking, anotherAppID := b.keeper.pendingRevocation(name) != nil, false
 	verify := data.Get("verify").(bool) && names(data, "appid", "secret", "base_url", "proxy_url", "ca_pem")
 	err = b.keeper.configure(ctx, req.Storage, name, verify, func(old *account) (*account, error) {
 		acct, invalid = old.update(data)
+		anotherAppID = invalid == nil && old != nil && old.AppID != acct.AppID
 		return acct, invalid
 	})
 	if invalid != nil {
@@ -153,11 +155,24 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		return failureResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(once(err)))
 	}
 	resp := &logical.Response{}
+	if revoking && anotherAppID {
+		resp.AddWarning("The revocation that was pending has ended, incomplete: it was of the other appid's token.")
+	}
 	b.warnOfTwins(ctx, resp, name, acct.AppID)
-	if len(resp.Warnings) == 0 {
+	if len(resp.Warnings) == 0 && !namesUnknown(data) {
 		return nil, nil
 	}
-	return resp, nil
+	return resp, nil // the framework adds a warning that names the unknown fields
+}
+
+// namesUnknown reports whether the request names a field that there is not.
+func namesUnknown(data *framework.FieldData) bool {
+	for field := range data.Raw {
+		if data.Schema[field] == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // withVerifyHint tells, where the credentials could not be tried, how to store

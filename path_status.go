@@ -121,15 +121,14 @@ func (b *backend) listStatus(ctx context.Context, req *logical.Request, data *fr
 	}
 	var keys []string
 	if data.Get("recursive").(bool) {
-		keys, err = logical.CollectKeys(ctx, logical.NewStorageView(req.Storage, configPrefix+level))
+		keys, err = logical.CollectKeys(ctx, logical.NewStorageView(req.Storage, storageKey(configPrefix, level)))
 	} else {
-		keys, err = req.Storage.List(ctx, configPrefix+level)
+		keys, err = req.Storage.List(ctx, storageKey(configPrefix, level))
 	}
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(keys)
-	keys = page(keys, data.Get("after").(string), data.Get("limit").(int))
+	keys = page(storedNames(keys), data.Get("after").(string), data.Get("limit").(int))
 	now := wallClock()
 	info := make(map[string]any, len(keys))
 	for _, key := range keys {
@@ -137,15 +136,18 @@ func (b *backend) listStatus(ctx context.Context, req *logical.Request, data *fr
 			continue
 		}
 		st, err := b.keeper.look(ctx, req.Storage, level+key)
-		if err != nil {
+		fields := map[string]any{"appid": nil, "state": stateFailing, "expire_time": nil}
+		switch {
+		case ctx.Err() != nil:
 			return nil, err
-		}
-		if st == nil {
+		case err != nil: // one that storage does not give hides none of the others
+		case st == nil:
 			continue // deleted since it was listed
-		}
-		fields := map[string]any{"appid": st.appID, "state": st.health(now), "expire_time": nil}
-		if st.token != nil {
-			fields["expire_time"] = timestamp(st.token.ExpireTime)
+		default:
+			fields["appid"], fields["state"] = st.appID, st.health(now)
+			if st.token != nil {
+				fields["expire_time"] = timestamp(st.token.ExpireTime)
+			}
 		}
 		info[key] = fields
 	}

@@ -78,7 +78,7 @@ func (b *backend) readToken(ctx context.Context, req *logical.Request, name stri
 	}}
 	if !now.Before(st.due) && st.failure != nil {
 		resp.AddWarning(fmt.Sprintf("This token is valid until %s but could not be replaced yet: %s. Next attempt at %s.",
-			timestamp(st.end), st.failure, timestamp(st.failure.next)))
+			timestamp(st.token.end()), st.failure, timestamp(st.failure.next)))
 	}
 	return resp, nil
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/hashicorp/go-secure-stdlib/parseutil"
@@ -106,11 +107,11 @@ func (b *backend) listAccounts(ctx context.Context, req *logical.Request, data *
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	keys, err := req.Storage.List(ctx, configPrefix+level)
+	keys, err := req.Storage.List(ctx, storageKey(configPrefix, level))
 	if err != nil {
 		return nil, err
 	}
-	return logical.ListResponse(keys), nil
+	return logical.ListResponse(storedNames(keys)), nil
 }
 
 // unknownAccount is the answer where a name is not configured.
@@ -149,7 +150,8 @@ func checkTypes(schema map[string]*framework.FieldSchema, data map[string]any) e
 				return fmt.Errorf("%s must be a string", field)
 			}
 		case framework.TypeBool:
-			if _, err := parseutil.ParseBool(value); err != nil || value == nil || value == "" {
+			// Of numbers the framework takes any but 0 for true.
+			if _, err := strconv.ParseBool(fmt.Sprint(value)); err != nil {
 				return fmt.Errorf("%s must be true or false", field)
 			}
 		case framework.TypeInt:

@@ -21,7 +21,7 @@ import (
 var (
 	validNames = []string{
 		"a", "7", "myapp", "MyApp", "team-a/shop", "a/b/c/d/e", "0/1",
-		"a-b", "a_b", "a.b", "a--__..b", "wx0123456789abcdef",
+		"a-b", "a_b", "a.b", "a..b", "a--__..b", "a.....b/c..d", "wx0123456789abcdef",
 		strings.Repeat("n", 255), strings.Repeat("n/", 127) + "n",
 	}
 	invalidNames = []string{
@@ -81,7 +81,7 @@ func TestEveryPathTakesEveryValidName(t *testing.T) {
 			m.write(name, nil)
 			require.Equal(t, testAppID, m.ok(logical.ReadOperation, "config/"+name, nil).Data["appid"], name)
 			require.Equal(t, testAppID, m.read(name)["appid"], name)
-			require.Contains(t, m.stored(), "config/"+name, "case is kept")
+			require.Contains(t, m.stored(), storageKey(configPrefix, name), "case is kept")
 			level, last := "", name
 			if slash := strings.LastIndex(name, "/"); slash >= 0 {
 				level, last = name[:slash+1], name[slash+1:]

@@ -45,7 +45,7 @@ type history struct {
 	Forced []time.Time `json:"forced"`
 }
 
-func historyKey(appID string) string { return rotationPrefix + url.PathEscape(appID) }
+func historyKey(appID string) string { return storageKey(rotationPrefix, url.PathEscape(appID)) }
 
 // readHistory returns the stored history of an appid, an empty one if there is
 // none, without what is older than a day.
@@ -59,14 +59,9 @@ func readHistory(ctx context.Context, s logical.Storage, appID string) (*history
 		return &history{Version: schemaVersion}, nil
 	}
 	now := wallClock()
-	recent := h.Forced[:0]
-	for _, at := range h.Forced {
-		// One of the future is of a clock that has been set back since.
-		if age := now.Sub(at); age < day && age >= -maxRequestTimeout-time.Minute {
-			recent = append(recent, at)
-		}
-	}
-	h.Forced = recent
+	h.Forced = slices.DeleteFunc(h.Forced, func(at time.Time) bool {
+		return now.Sub(at).Abs() >= day // a day ahead is of a clock that was wrong altogether
+	})
 	return h, nil
 }
 
@@ -77,7 +72,11 @@ func (h *history) remaining() int { return max(0, forcedPerDay-len(h.Forced)) }
 func (h *history) wait(now time.Time) time.Duration {
 	var wait time.Duration
 	if n := len(h.Forced); n > 0 {
-		wait = h.Forced[n-1].Add(forcedSpacing).Sub(now)
+		// One further ahead is of a clock that was set back since: the day's budget
+		// counts it, but it is no reason to wait.
+		if last := h.Forced[n-1]; last.Sub(now) <= maxRequestTimeout+time.Minute {
+			wait = last.Add(forcedSpacing).Sub(now)
+		}
 		if n >= forcedPerDay {
 			wait = max(wait, h.Forced[n-forcedPerDay].Add(day).Sub(now))
 		}
@@ -165,11 +164,9 @@ func (k *keeper) doubtTwins(name, appID string) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	for _, t := range k.tracked {
-		// One that is being loaded may have read the history before it changed,
-		// and one that is being configured is about to become another account.
-		// That flag first: once it is down, the state tells.
-		changing := t.changing.Load()
-		if st := t.current(); t.name != name && (changing || st == nil || st.appID == appID) {
+		// One without a state may be about to get one that was read from storage
+		// before the history changed.
+		if st := t.current(); t.name != name && (st == nil || st.appID == appID) {
 			t.generation.Add(1)
 			k.schedule.set(t, wallClock())
 		}
@@ -177,9 +174,8 @@ func (k *keeper) doubtTwins(name, appID string) {
 }
 
 // rotate replaces the account's token by force, and with revoke announces a
-// second time. The state is nil if the account is not configured; same tells
-// that WeChat handed out the same token again. An error of WeChat or of its
-// limits is a *problem.
+// second time. It returns nil if the account is not configured. An error of
+// WeChat or of its limits is a *problem; with errNotBegun nothing was done.
 func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, revoke bool) (r *rotated, err error) {
 	t, st, err := k.acquireLoaded(ctx, s, name)
 	if err != nil {
@@ -222,8 +218,8 @@ type rotated struct {
 	remaining int  // forced refreshes left today
 }
 
-// errNotBegun wraps an error before which no forced call was made.
-var errNotBegun = errors.New("no forced refresh was begun")
+// errNotBegun accompanies an error before which no forced call was made.
+var errNotBegun = errors.New("no forced refresh was begun, try again")
 
 // force makes one forced call. Whatever happens from then on, the old token is
 // not handed out again unless WeChat definitely refused, or a later normal call
@@ -235,6 +231,9 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 		return nil, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	defer leave()
+	if k.ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", errNotBegun, errUnmounted)
+	}
 	now := wallClock()
 	h, err := k.changeHistory(ctx, s, acct.AppID, func(h *history) error {
 		if wait := h.wait(now); wait > 0 {
@@ -260,7 +259,7 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 
 	g, err := k.client.stableToken(k.ctx, acct.endpoint(), true)
 	if problemOf(err).definite() {
-		k.undoForce(ctx, s, t, st, h)
+		k.undoForce(ctx, s, t, st)
 		return nil, err
 	}
 	if err == nil {
@@ -271,7 +270,7 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 		if tok = g.adopt(st.token, acct.ID, h.Epoch); st.token == nil {
 			tok.Forced++ // it replaced a token that the engine never had
 		}
-		err = k.store(ctx, s, t.name, st.token, tok)
+		err = storeToken(ctx, s, t.name, st.token, tok)
 	}
 	if err != nil {
 		if k.ctx.Err() != nil {
@@ -285,7 +284,7 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 	}
 	next := doubtful.succeeded(g, tok, syncJitter())
 	t.state.Store(next)
-	if err := k.dateForce(ctx, s, acct.AppID, h, g.answered); err != nil {
+	if err := k.dateForce(ctx, s, acct.AppID, g.answered); err != nil {
 		k.log.Warn("the next forced refresh will have to wait longer than it needs to", "account", t.name, "error", err)
 	}
 	same := st.token != nil && st.token.AccessToken == tok.AccessToken
@@ -295,9 +294,9 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 
 // dateForce notes when a forced call was answered, instead of the latest time
 // at which it could have reached WeChat.
-func (k *keeper) dateForce(ctx context.Context, s logical.Storage, appID string, made *history, answered time.Time) error {
+func (k *keeper) dateForce(ctx context.Context, s logical.Storage, appID string, answered time.Time) error {
 	_, err := k.changeHistory(ctx, s, appID, func(h *history) error {
-		if n := len(h.Forced); n > 0 && h.Epoch == made.Epoch {
+		if n := len(h.Forced); n > 0 {
 			h.Forced[n-1] = answered
 		}
 		return nil
@@ -308,11 +307,8 @@ func (k *keeper) dateForce(ctx context.Context, s logical.Storage, appID string,
 // undoForce restores what held before a forced call that WeChat refused. If
 // storage does not take it, the token stays in doubt until a normal call
 // confirms it.
-func (k *keeper) undoForce(ctx context.Context, s logical.Storage, t *tracked, st *state, made *history) {
+func (k *keeper) undoForce(ctx context.Context, s logical.Storage, t *tracked, st *state) {
 	_, err := k.changeHistory(ctx, s, st.appID, func(h *history) error {
-		if h.Epoch != made.Epoch {
-			return errors.New("another forced refresh came between")
-		}
 		h.Epoch--
 		h.Forced = h.Forced[:max(0, len(h.Forced)-1)]
 		return nil
@@ -342,17 +338,33 @@ type revocation struct {
 // announceRevocation announces two forced refreshes in the write-ahead log,
 // which keeps them from being forgotten whatever happens in between.
 func (k *keeper) announceRevocation(ctx context.Context, s logical.Storage, name string, st *state) (*revocation, error) {
-	r := &revocation{Name: name, AccountID: st.accountID, Target: 2, Requested: wallClock().UTC()}
-	if st.token != nil {
-		r.Target += st.token.Forced
-	}
-	var err error
-	if r.walID, err = framework.PutWAL(ctx, s, walRevocation, r); err != nil {
-		// The entry may have been written all the same.
-		_ = framework.DeleteWAL(ctx, s, r.walID)
+	r := &revocation{Name: name, AccountID: st.accountID, Target: st.forced() + 2, Requested: wallClock().UTC()}
+	if err := r.announce(ctx, s); err != nil {
 		return nil, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	return r, nil
+}
+
+// announce writes r into the write-ahead log.
+func (r *revocation) announce(ctx context.Context, s logical.Storage) (err error) {
+	if r.walID, err = framework.PutWAL(ctx, s, walRevocation, r); err != nil {
+		// The entry may have been written all the same.
+		_ = framework.DeleteWAL(ctx, s, r.walID)
+	}
+	return err
+}
+
+// moveRevocation announces r, if one is pending, for the account that this name
+// is about to stand for: with another base_url it still has the token that leaked.
+// It returns nil if there is nothing to move; the old announcement stays. What is
+// announced for an account that never comes to be is dropped by Vault's tick.
+func moveRevocation(ctx context.Context, s logical.Storage, r *revocation, st *state, acct *account) (*revocation, error) {
+	if r == nil || st == nil || st.appID != acct.AppID {
+		return nil, nil
+	}
+	moved := *r
+	moved.AccountID, moved.Target = acct.ID, max(1, r.Target-st.forced())
+	return &moved, moved.announce(ctx, s)
 }
 
 // pendRevocation has the background carry out r, and returns what was pending
@@ -430,7 +442,7 @@ func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation)
 	}
 	revoked := *st.token
 	revoked.RevokedAt = wallClock().UTC().Truncate(time.Second)
-	if err := k.store(ctx, s, t.name, st.token, &revoked); err != nil {
+	if err := storeToken(ctx, s, t.name, st.token, &revoked); err != nil {
 		r.next = wallClock().Add(reloadInterval)
 		return
 	}
@@ -439,6 +451,11 @@ func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation)
 	t.state.Store(&next)
 	k.log.Info("revocation complete", "account", t.name, "appid", acct.AppID)
 	k.dropRevocation(ctx, s, r)
+}
+
+// equal reports whether r and the other are of the same request.
+func (r *revocation) equal(other *revocation) bool {
+	return r != nil && r.Name == other.Name && r.AccountID == other.AccountID && r.Requested.Equal(other.Requested)
 }
 
 // retry sets the next attempt: after first, then with growing distance up to an
@@ -451,6 +468,9 @@ func (r *revocation) retry(first time.Duration) {
 // resumeRevocation takes up a revocation that the write-ahead log still holds.
 // It returns nil if the entry can go. The caller holds the account's lock.
 func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, t *tracked, r *revocation) error {
+	if k.pendingRevocation(r.Name).equal(r) {
+		return errPending
+	}
 	entry, err := findRevocation(ctx, s, r)
 	if err != nil || entry == nil {
 		return err // it ended while the framework handed it out
@@ -489,19 +509,16 @@ func (k *keeper) isRevoking(ctx context.Context, s logical.Storage, name string,
 		return false
 	default:
 	}
-	all, _ := revocations(ctx, s) // an entry that cannot be read is not this account's
+	ids, _ := framework.ListWAL(ctx, s)
+	all, _ := revocations(ctx, s, ids) // what cannot be read is not shown
 	return slices.ContainsFunc(all, func(r *revocation) bool {
 		return r.Name == name && r.AccountID == st.accountID && st.forced() < r.Target
 	})
 }
 
-// revocations reads those that the write-ahead log holds. An entry that cannot be
+// revocations reads those of the write-ahead log's entries. One that cannot be
 // read keeps none of the others back.
-func revocations(ctx context.Context, s logical.Storage) ([]*revocation, error) {
-	ids, err := framework.ListWAL(ctx, s)
-	if err != nil {
-		return nil, err
-	}
+func revocations(ctx context.Context, s logical.Storage, ids []string) ([]*revocation, error) {
 	var all []*revocation
 	var errs []error
 	for _, id := range ids {
@@ -524,9 +541,16 @@ func revocations(ctx context.Context, s logical.Storage) ([]*revocation, error) 
 // findRevocation returns the entry of the write-ahead log that says the same as
 // r, nil if there is none any more.
 func findRevocation(ctx context.Context, s logical.Storage, r *revocation) (*revocation, error) {
-	all, err := revocations(ctx, s)
+	ids := []string{r.walID}
+	if r.walID == "" { // Vault hands out entries without it
+		var err error
+		if ids, err = framework.ListWAL(ctx, s); err != nil {
+			return nil, err
+		}
+	}
+	all, err := revocations(ctx, s, ids)
 	for _, entry := range all {
-		if entry.Name == r.Name && entry.AccountID == r.AccountID && entry.Requested.Equal(r.Requested) {
+		if entry.equal(r) {
 			return entry, nil
 		}
 	}

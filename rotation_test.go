@@ -606,12 +606,19 @@ func TestAForcedCallThatArrivesLateIsNoticed(t *testing.T) {
 	}
 }
 
-func TestAClockThatWasSetBackBlocksNobody(t *testing.T) {
+func TestAClockThatWasSetBackBlocksNobodyAndLosesNoCount(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
-		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(testAppID), &history{
-			Version: schemaVersion, Forced: []time.Time{wallClock().Add(time.Hour)},
-		}))
-		require.Equal(t, 19, m.ok(logical.UpdateOperation, "rotate/demo", nil).Data["rotations_remaining"])
+		ahead := make([]time.Time, forcedPerDay-1)
+		for i := range ahead {
+			ahead[i] = wallClock().Add(time.Hour)
+		}
+		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(testAppID), &history{Version: schemaVersion, Forced: ahead}))
+		require.Equal(t, 0, m.ok(logical.UpdateOperation, "rotate/demo", nil).Data["rotations_remaining"])
+		time.Sleep(forcedSpacing)
+		status, _ := m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		require.Equal(t, http.StatusTooManyRequests, status)
+		time.Sleep(day + time.Hour)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
 	})
 }

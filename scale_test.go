@@ -317,7 +317,10 @@ func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
 				require.LessOrEqual(t, took, c.attempt, "the reader that finds the token due waits for one call")
 				for time.Since(begin) < outage {
 					took, token, resp := m.timedRead(f.name(0))
-					require.Zero(t, took, "a reader of a token that is still valid waited again")
+					if left-time.Since(begin) > readerMargin {
+						require.Zero(t, took, "a reader of a token that is still valid waited again")
+					}
+					require.LessOrEqual(t, took, c.attempt)
 					require.Equal(t, f.token(0), token)
 					require.Len(t, resp.Warnings, 1)
 					time.Sleep(time.Second)

@@ -10,8 +10,8 @@ const (
 	// healthyLane is how many accounts the background works on at a time.
 	healthyLane = 64
 
-	// failingLane is the same for accounts whose last attempt failed: they may
-	// wait for a timeout each, and must not keep the others waiting.
+	// failingLane is the same for accounts for which WeChat could not be reached
+	// last: they may wait for a timeout each, and must not keep the others waiting.
 	failingLane = 32
 )
 
@@ -25,7 +25,7 @@ type schedule struct {
 	waking  wakeQueue
 	timer   *time.Timer // nil until start and after stop
 	stopped bool        // for good: whatever still comes is ignored
-	holdOff time.Time   // nothing is woken before
+	holdOff time.Time   // nothing is woken before; not by the wall clock, which may be set
 	healthy lane
 	ailing  lane
 	busy    sync.WaitGroup // what runs, the loading of the accounts included
@@ -100,11 +100,7 @@ func (s *schedule) arm() {
 	if s.timer == nil || len(s.waking) == 0 {
 		return
 	}
-	at := s.waking[0].slot.at
-	if at.Before(s.holdOff) {
-		at = s.holdOff
-	}
-	s.timer.Reset(time.Until(at))
+	s.timer.Reset(max(time.Until(s.waking[0].slot.at), time.Until(s.holdOff)))
 }
 
 // fire puts every account that is due into its lane. The timer calls it, and
@@ -113,7 +109,7 @@ func (s *schedule) fire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := wallClock()
-	if s.timer == nil || now.Before(s.holdOff) {
+	if s.timer == nil || time.Now().Before(s.holdOff) {
 		return
 	}
 	for len(s.waking) > 0 && !s.waking[0].slot.at.After(now) {

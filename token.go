@@ -34,6 +34,12 @@ const (
 
 	// retryTTL is the ttl of a token that is due but could not be replaced.
 	retryTTL = 10 * time.Second
+
+	// readerMargin is how much of a token's life is left when its readers ask
+	// WeChat themselves if the background is late by backgroundLag, busy with
+	// accounts that time out: every reader is to have two minutes of that life.
+	readerMargin  = 2*time.Minute + 2*retryTTL
+	backgroundLag = retryTTL
 )
 
 // token is an access token as it is stored. The stored times are constant for
@@ -43,7 +49,11 @@ type token struct {
 	AccountID   string    `json:"account_id"` // the account.ID it belongs to
 	AccessToken string    `json:"access_token"`
 	RotatedAt   time.Time `json:"last_vault_rotation"` // when it was asked for first, in milliseconds
-	ExpireTime  time.Time `json:"expire_time"`         // in whole seconds, never after its real end
+	ExpireTime  time.Time `json:"expire_time"`         // in whole seconds, its end as it was told first
+
+	// EndTime is the token's end if WeChat has named an earlier one since, zero
+	// otherwise: ExpireTime is shown, and constant for one token.
+	EndTime time.Time `json:"end_time,omitzero"`
 
 	// Epoch is that of the appid's history when WeChat confirmed the token last.
 	Epoch int `json:"epoch"`
@@ -68,6 +78,14 @@ func (t *token) epoch() int {
 	return t.Epoch
 }
 
+// end is when the token ends, as far as is known.
+func (t *token) end() time.Time {
+	if t.EndTime.IsZero() {
+		return t.ExpireTime
+	}
+	return t.EndTime
+}
+
 // adopt turns an answer into the token to keep. If WeChat handed out the token
 // that the engine already has, its times stay as they are, but for an end that
 // this machine's clock has passed and WeChat's has not.
@@ -87,7 +105,14 @@ func (g *grant) adopt(old *token, accountID string, epoch int) *token {
 			t.CheckAt = old.CheckAt
 		}
 		if old.ExpireTime.Sub(g.answered) >= minTTL {
-			t.ExpireTime = old.ExpireTime
+			t.ExpireTime, t.EndTime = old.ExpireTime, old.EndTime
+		}
+		// The answer tells the end to within the time it took and a second.
+		if g.answered.Add(g.lifetime+time.Second).Before(t.end()) || g.end().After(t.end().Add(time.Second)) {
+			t.EndTime = time.Time{}
+			if g.end().Before(t.ExpireTime) {
+				t.EndTime = g.end()
+			}
 		}
 	case t.RotatedAt.Equal(old.RotatedAt):
 		// Another token never has the same time, however fast they follow.
@@ -95,7 +120,8 @@ func (g *grant) adopt(old *token, accountID string, epoch int) *token {
 	}
 	if old != nil && old.AccountID == accountID {
 		t.Forced, t.RevokedAt = old.Forced, old.RevokedAt
-		if old.AccessToken != g.token && old.Epoch != epoch {
+		// Near its end WeChat replaces a token by itself.
+		if old.AccessToken != g.token && old.Epoch != epoch && old.end().Sub(g.asked) > overlap {
 			t.Forced++
 		}
 	}
@@ -139,7 +165,6 @@ type state struct {
 	syncInterval time.Duration // 0: off
 
 	token *token    // nil: none was ever fetched
-	end   time.Time // the token's end: its expire time, or earlier if WeChat said so since
 	due   time.Time // when the token is to be replaced
 	sync  time.Time // when it is to be compared with WeChat's, zero if never
 
@@ -160,7 +185,7 @@ type failure struct {
 	at    time.Time
 	next  time.Time // no attempt before this
 	count int       // failures in a row
-	run   int       // of them, the latest of the same class
+	run   int       // of them, the latest that call for the same backoff
 }
 
 // newState is what storage tells of an account, epoch being that of its appid's
@@ -169,8 +194,8 @@ type failure struct {
 func newState(acct *account, t *token, epoch int, jitter float64) *state {
 	st := &state{accountID: acct.ID, appID: acct.AppID, maxTTL: acct.MaxTTL, syncInterval: acct.SyncInterval}
 	if t != nil && t.AccountID == acct.ID {
-		st.token, st.end = t, t.ExpireTime
-		st.due = dueAt(t.RotatedAt, t.ExpireTime.Sub(t.RotatedAt))
+		st.token = t
+		st.due = dueAt(t.RotatedAt, t.end().Sub(t.RotatedAt))
 		st.scheduleSync(wallClock(), jitter)
 		if t.Epoch != epoch {
 			st = st.doubtedSince(wallClock())
@@ -185,6 +210,19 @@ func (st *state) doubtedSince(now time.Time) *state {
 	next.doubted = true
 	if now.Before(next.due) {
 		next.due = now
+	}
+	return &next
+}
+
+// anew is the state once the clock was set back to now: WeChat is to be asked
+// about the token at once, whatever failed before.
+func (st *state) anew(now time.Time) *state {
+	next := *st
+	next.due, next.lastSuccess = now, now.Add(-settleTime)
+	if st.failure != nil {
+		f := *st.failure
+		f.at, f.next = now.Add(-settleTime), now
+		next.failure = &f
 	}
 	return &next
 }
@@ -220,12 +258,12 @@ func (st *state) scheduleSync(now time.Time, fraction float64) {
 
 // usable reports whether the token may be handed out.
 func (st *state) usable(now time.Time) bool {
-	return st.token != nil && !st.doubted && st.end.Sub(now) >= minTTL
+	return st.token != nil && !st.doubted && st.token.end().Sub(now) >= minTTL
 }
 
 // settled reports whether a read is answered from memory: with a token that is
-// not due, or with one that could not be replaced since it is due and on which
-// the background keeps trying.
+// not due, or with one that could not be replaced since it is due, while the
+// background keeps trying in time.
 func (st *state) settled(now time.Time) bool {
 	if !st.usable(now) {
 		return false
@@ -233,10 +271,13 @@ func (st *state) settled(now time.Time) bool {
 	return now.Before(st.due) || st.failure.holds(now) || st.overdue(now)
 }
 
-// overdue reports whether the token is due and the last attempt to replace it
-// failed.
+// overdue reports whether the token is due, the last attempt to replace it
+// failed, and the background is in time with the next.
 func (st *state) overdue(now time.Time) bool {
-	return !now.Before(st.due) && st.failure != nil && !st.failure.at.Before(st.due)
+	if now.Before(st.due) || st.failure == nil || st.failure.at.Before(st.due) {
+		return false
+	}
+	return now.Sub(st.failure.next) < backgroundLag || st.token.end().Sub(now) > readerMargin
 }
 
 // recent reports whether the attempt was made so shortly ago that a report is
@@ -257,7 +298,7 @@ func (st *state) ttl(now time.Time) int64 {
 	if st.maxTTL > 0 {
 		ttl = min(ttl, st.maxTTL)
 	}
-	ttl = min(max(ttl, minTTL), st.end.Sub(now))
+	ttl = min(max(ttl, minTTL), st.token.end().Sub(now))
 	return int64(ttl / time.Second)
 }
 
@@ -265,19 +306,14 @@ func (st *state) ttl(now time.Time) int64 {
 // an account whose token nobody has asked for yet is left alone.
 func (st *state) wake() time.Time {
 	switch {
-	case st.token == nil && st.failure == nil:
-		return time.Time{}
-	case st.token == nil:
+	case st.failure != nil:
 		return st.failure.next
+	case st.token == nil:
+		return time.Time{}
+	case !st.sync.IsZero() && st.sync.Before(st.due):
+		return st.sync
 	}
-	at := st.due
-	if !st.sync.IsZero() && st.sync.Before(at) {
-		at = st.sync
-	}
-	if st.failure != nil && at.Before(st.failure.next) {
-		at = st.failure.next
-	}
-	return at
+	return st.due
 }
 
 // succeeded is the state after an answer from WeChat, t being the token that
@@ -285,18 +321,7 @@ func (st *state) wake() time.Time {
 func (st *state) succeeded(g *grant, t *token, jitter float64) *state {
 	next := *st
 	next.failure, next.lastSuccess = nil, g.answered
-	// The answer tells the end to within the time it took and a second.
-	shortened := g.answered.Add(g.lifetime + time.Second).Before(st.end)
-	switch {
-	case st.token == nil || st.token.AccessToken != t.AccessToken:
-		next.end, next.due = t.ExpireTime, g.due()
-	case shortened, g.end().After(st.end):
-		next.end = g.end()
-		if t.ExpireTime.Before(next.end) {
-			next.end = t.ExpireTime
-		}
-	}
-	if shortened || !g.asked.Before(next.due) {
+	if st.token == nil || st.token.AccessToken != t.AccessToken || t.end().Before(st.token.end()) || !g.asked.Before(st.due) {
 		next.due = g.due()
 	}
 	next.doubted = false
@@ -311,7 +336,7 @@ func (st *state) failed(p *problem, now time.Time, jitter float64) *state {
 	f := &failure{problem: p, at: now, count: 1, run: 1}
 	if last := st.failure; last != nil {
 		f.count = last.count + 1
-		if last.class == p.class {
+		if last.backoff == p.backoff {
 			f.run = last.run + 1
 		}
 	}
@@ -324,7 +349,7 @@ func (st *state) failed(p *problem, now time.Time, jitter float64) *state {
 // readToken returns the stored token, nil if there is none.
 func readToken(ctx context.Context, s logical.Storage, name string) (*token, error) {
 	t := &token{}
-	found, err := readEntry(ctx, s, tokenPrefix+name, t)
+	found, err := readEntry(ctx, s, storageKey(tokenPrefix, name), t)
 	if err != nil || !found {
 		return nil, err
 	}

@@ -139,6 +139,8 @@ func TestReadsAreServedFromMemory(t *testing.T) {
 		"when it is due but clocks stepped back":             {st, -10, true},
 		"while the next attempt is not due":                  {failedAt(st, 6911), 6911.5, true},
 		"when the next attempt is, which the background has": {failedAt(st, 6911), 7000, true},
+		"near its end, the background being in time":         {failedAt(st, 7100), 7110.9, true},
+		"near its end, the background being late":            {failedAt(st, 7100), 7111, false},
 		"when it is due and an earlier comparison failed":    {failedAt(st, 5000), 6910, false},
 		"when it is due just after a comparison failed":      {failedAt(st, 6909.5), 6910, true},
 		"without any token":                                  {failedAt(&state{}, 0), 0.5, false},
@@ -165,10 +167,10 @@ func TestTheBackgroundWakesForWhatIsDue(t *testing.T) {
 		"no comparison":                        {synced(7200, 0), after(6910)},
 		"comparison first":                     {synced(7200, 5*time.Minute), after(300)},
 		"due first":                            {synced(300, 5*time.Minute), after(10)},
-		"comparison failed":                    {failedAt(synced(7200, 5*time.Minute), 300), after(600)},
+		"comparison failed":                    {failedAt(synced(7200, 5*time.Minute), 300), after(301)},
 		"refresh failed":                       {failedAt(synced(7200, 5*time.Minute), 6910), after(6911)},
 		"a failure that holds beyond due":      {failedAt(synced(300, 0), 9.5), after(10.5)},
-		"a failure that ends before it is due": {failedAt(synced(7200, 0), 1), after(6910)},
+		"a failure that ends before it is due": {failedAt(synced(7200, 0), 1), after(2)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, c.want, c.st.wake())
@@ -231,7 +233,7 @@ func TestSucceeded(t *testing.T) {
 			got := answered(failedAt(c.before, -100), c.grant)
 			require.Equal(t, before, *c.before, "a state is never changed")
 			require.Equal(t, c.grant.token, got.token.AccessToken)
-			require.Equal(t, c.end, got.end)
+			require.Equal(t, c.end, got.token.end())
 			require.Equal(t, c.due, got.due)
 			require.Equal(t, c.expires, got.token.ExpireTime)
 			require.Equal(t, c.grant.answered, got.lastSuccess)
@@ -280,7 +282,7 @@ func TestFailed(t *testing.T) {
 				require.False(t, st.failure.holds(st.failure.next))
 			}
 			require.Equal(t, before.token, st.token)
-			require.Equal(t, before.end, st.end)
+			require.Equal(t, before.token.end(), st.token.end())
 			require.Equal(t, before.due, st.due)
 			require.Equal(t, before.lastSuccess, st.lastSuccess)
 		})
@@ -312,7 +314,7 @@ func TestAStoredTokenIsOnlyUsedForItsAccount(t *testing.T) {
 		acct := &account{ID: "account-1", AppID: testAppID, MaxTTL: time.Minute, SyncInterval: time.Hour}
 		st := newState(acct, stored, 0, 0.25)
 		require.Equal(t, stored, st.token)
-		require.Equal(t, after(7200), st.end)
+		require.Equal(t, after(7200), st.token.end())
 		require.Equal(t, after(6910), st.due)
 		require.Equal(t, wallClock().Add(15*time.Minute), st.sync)
 		require.Equal(t, time.Minute, st.maxTTL)
@@ -583,7 +585,7 @@ func (f *followed) seen(held *token, ttl int64) error {
 		return fmt.Errorf("a ttl of %d", ttl)
 	case f.st.maxTTL > 0 && told > f.st.maxTTL:
 		return fmt.Errorf("a ttl of %d, past max_ttl %s", ttl, f.st.maxTTL)
-	case f.clock().Add(told).After(f.st.end) || f.clock().Add(told).After(served.ExpireTime):
+	case f.clock().Add(told).After(f.st.token.end()) || f.clock().Add(told).After(served.ExpireTime):
 		return fmt.Errorf("a ttl of %d, past the end", ttl)
 	case f.wechat.ends[served.AccessToken].Sub(f.now) < least:
 		return fmt.Errorf("token %s was served with %s left", served.AccessToken, f.wechat.ends[served.AccessToken].Sub(f.now))
@@ -591,7 +593,7 @@ func (f *followed) seen(held *token, ttl int64) error {
 		return nil
 	case f.wechat.ends[held.AccessToken].Sub(f.now) < least:
 		return fmt.Errorf("token %s was held until %s before its end", held.AccessToken, f.wechat.ends[held.AccessToken].Sub(f.now))
-	case held.AccessToken == served.AccessToken && *held != *served:
+	case held.AccessToken == served.AccessToken && (held.RotatedAt != served.RotatedAt || held.ExpireTime != served.ExpireTime):
 		return fmt.Errorf("the same token came with other times: %v, %v", held, served)
 	case held.AccessToken != served.AccessToken && held.RotatedAt.Equal(served.RotatedAt):
 		return fmt.Errorf("another token came with the same last_vault_rotation")

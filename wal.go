@@ -80,10 +80,10 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, kind strin
 // errPending tells Vault to keep an entry; it does not log that.
 var errPending = errors.New("still pending")
 
-// loadRevocations takes up what the write-ahead log holds, so that it goes on
-// at once after a start.
-func (k *keeper) loadRevocations(s logical.Storage) {
-	all, err := revocations(k.ctx, s)
+// loadRevocations takes up what the write-ahead log's entries hold, so that it
+// goes on at once after a start.
+func (k *keeper) loadRevocations(s logical.Storage, ids []string) {
+	all, err := revocations(k.ctx, s, ids)
 	if err != nil {
 		k.log.Error("the write-ahead log cannot be read: Vault's tick brings its entries", "error", err)
 	}

@@ -2,7 +2,9 @@ package wechat
 
 import (
 	"context"
+	"maps"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -204,21 +206,18 @@ func TestATickDuringARefusedRevocationDoesNotTakeItUp(t *testing.T) {
 func TestAnAnnouncementThatFailedButWasWrittenIsNotCarriedOut(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
-		// The first write of the request is the announcement.
-		for n := 1; ; n++ {
-			m.storage.losingAnswer(n)
-			err := m.try(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-			m.storage.losingAnswer(0)
-			if len(m.walEntries()) == 0 && err != nil {
-				break
+		m.storage.hooked(func(op, key string) {
+			if op == "put" && strings.HasPrefix(key, framework.WALPrefix) {
+				m.storage.losingAnswer(1)
 			}
-			require.Less(t, n, 5)
-			m.ticks(5)
-		}
-		seen, _ := m.forcedCalls()
+		})
+		m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.storage.hooked(nil)
+		require.Empty(t, m.walEntries())
 		m.ticks(5)
-		again, _ := m.forcedCalls()
-		require.Equal(t, seen, again)
+		seen, _ := m.forcedCalls()
+		require.Zero(t, seen)
+		require.Nil(t, m.statusOf("demo")["revocation"])
 	})
 }
 
@@ -460,5 +459,141 @@ func TestAPendingRevocationIsTakenUpThoughReadersAreBusyAtTheStart(t *testing.T)
 		seen, _ := m.forcedCalls()
 		require.Equal(t, 2, seen)
 		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestATokenOnItsWayIntoMemoryIsNotOvertakenByAForcedRefresh(t *testing.T) {
+	for name, begin := range map[string]func(m *mount){
+		"of a read":           func(m *mount) { m.read("twin") },
+		"of a verified write": func(m *mount) { m.write("twin", map[string]any{"secret": testSecret}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.write("twin", map[string]any{"verify": false})
+				var rotation sync.WaitGroup
+				m.at("put", "token/twin", func() {
+					rotation.Go(func() { m.ok(logical.UpdateOperation, "rotate/demo", nil) })
+					time.Sleep(time.Second)
+				})
+				begin(m) // a token that WeChat accepts when it is handed out
+				rotation.Wait()
+				m.read("twin")
+			})
+		})
+	}
+}
+
+func TestTwinsThatNoticeAReplacementTogetherCountItOnce(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
+		m.write("a", nil)
+		m.write("b", nil)
+		time.Sleep(time.Minute)
+		m.sim.ForceOutside(testAppID)
+		m.sim.SetLatency(100 * time.Millisecond)
+		var reports sync.WaitGroup
+		for _, name := range []string{"a", "b"} {
+			reports.Go(func() { m.ok(logical.UpdateOperation, "refresh/"+name, nil) })
+		}
+		time.Sleep(50 * time.Millisecond) // both have reached WeChat, and nothing reaches it later
+		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable})
+		reports.Wait()
+		synctest.Wait()
+		m.read("a")
+		m.read("b")
+	})
+}
+
+func TestAClosedMountCountsNoForcedRefresh(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.at("get", "config/demo", func() { m.Cleanup(t.Context()) })
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		m.open()
+		require.Equal(t, forcedPerDay, m.statusOf("demo")["rotations_remaining"])
+	})
+}
+
+func TestARevocationSurvivesAnotherBaseURL(t *testing.T) {
+	for name, c := range map[string]struct {
+		changes map[string]any
+		fail    string // the write that fails the first time
+		reopens bool
+	}{
+		"tried":                              {nil, "", false},
+		"not tried":                          {map[string]any{"verify": false}, "", false},
+		"restarted":                          {nil, "", true},
+		"not tried, restarted":               {map[string]any{"verify": false}, "", true},
+		"its configuration fails":            {nil, "config/demo", false},
+		"its token fails":                    {nil, "token/demo", false},
+		"its configuration fails, restarted": {nil, "config/demo", true},
+		"its token fails, restarted":         {nil, "token/demo", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				leaked := m.read("demo")["access_token"].(string)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				change := account1(map[string]any{"base_url": "http://127.0.0.2"})
+				maps.Copy(change, c.changes)
+				if c.fail != "" {
+					m.storage.failing(func(op, key string) error {
+						if op == "put" && key == c.fail {
+							return errStorage
+						}
+						return nil
+					})
+					m.refused(logical.UpdateOperation, "config/demo", change)
+					m.storage.failing(nil)
+				} else {
+					resp := m.ok(logical.UpdateOperation, "config/demo", change)
+					require.Nil(t, resp, "without a warning")
+				}
+				if c.reopens {
+					m.reopen()
+				}
+				m.ticks(4)
+				require.NotContains(t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
+				require.Empty(t, m.walEntries())
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 2, seen)
+				_, errcode := m.sim.Check(leaked)
+				require.NotZero(t, errcode)
+				m.read("demo")
+			})
+		})
+	}
+}
+
+func TestARevocationCountsNoRotationThatWeChatMadeByItself(t *testing.T) {
+	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		time.Sleep(maxLifetime - overlap - 30*time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable})
+		m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		time.Sleep(40 * time.Second)
+		m.sim.ClearFaults()
+		m.ticks(4)
+		require.NotContains(t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
+		_, effective := m.forcedCalls()
+		require.Equal(t, 2, effective)
+	})
+}
+
+func TestTicksReadNoAnnouncementThatIsInHand(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		const n = 50
+		f := fleet(n)
+		f.open(m, time.Hour)
+		m.sim.Inject(wechatsim.Fault{Kind: "reset", Mode: "forced"})
+		for i := range n {
+			m.refused(logical.UpdateOperation, "rotate/"+f.name(i), map[string]any{"revoke": true})
+		}
+		require.Len(t, m.walEntries(), n)
+		time.Sleep(walMinAge + time.Second)
+		synctest.Wait()
+		ops := m.storage.count()
+		m.rollbackTick()
+		require.LessOrEqual(t, m.storage.count()-ops, 2*n, "the framework's own, one entry after the other")
 	})
 }

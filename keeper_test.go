@@ -483,3 +483,168 @@ func TestASuspendedMachineFindsItsTokensDueAtTheNextTick(t *testing.T) {
 		require.Equal(t, 2, m.calls())
 	})
 }
+
+func TestTheEndThatWeChatNamedSurvivesARestart(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		expireTime := m.read("demo")["expire_time"]
+		m.sim.Inject(wechatsim.Fault{Kind: "expires_in", ExpiresIn: "600", Times: 1})
+		time.Sleep(settleTime)
+		m.ok(logical.UpdateOperation, "refresh/demo", nil)
+		m.reopen()
+		require.Equal(t, expireTime, m.read("demo")["expire_time"])
+		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable})
+		time.Sleep(597 * time.Second)
+		m.refused(logical.ReadOperation, "token/demo", nil)
+	})
+}
+
+func TestFailuresOfSeveralKindsBackOffTogether(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		faults := []wechatsim.Fault{
+			{Kind: "status", Status: http.StatusServiceUnavailable, Times: 1},
+			{Kind: "notjson", Times: 1},
+			{Kind: "reset", Times: 1},
+		}
+		n := 0
+		next := func(wechatsim.Call) {
+			m.sim.Inject(faults[n%len(faults)])
+			n++
+		}
+		next(wechatsim.Call{})
+		m.sim.OnCall(next)
+		m.refused(logical.ReadOperation, "token/demo", nil)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		require.InDelta(t, backoffTransient.attempts(10*time.Minute), m.calls(), 3)
+	})
+}
+
+func TestAFailureWhileNothingIsDuePassesByItself(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil) // without comparisons
+		time.Sleep(settleTime)
+		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable, Times: 2})
+		m.refused(logical.UpdateOperation, "refresh/demo", nil)
+		require.Equal(t, "degraded", m.statusOf("demo")["state"])
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		require.Equal(t, "healthy", m.statusOf("demo")["state"])
+		calls := m.calls()
+		time.Sleep(time.Hour)
+		require.Equal(t, calls, m.calls())
+	})
+}
+
+func TestAVerifiedWriteThatLearnsOfAnOutsideReplacementServesNoDeadToken(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.ForceOutside(testAppID)
+		m.storage.failing(func(op, key string) error {
+			if op == "put" && key == historyKey(testAppID) {
+				return errStorage
+			}
+			return nil
+		})
+		m.refused(logical.UpdateOperation, "config/demo", map[string]any{"secret": testSecret})
+		m.storage.failing(nil)
+		m.read("demo")
+	})
+}
+
+// setClockBack is what the engine sees when the machine's clock is set back, but
+// the other way round: what it remembers is of later times.
+func (m *mount) setClockBack(by time.Duration) {
+	m.t.Helper()
+	for name := range m.known() {
+		t, err := m.keeper.acquire(m.t.Context(), name)
+		require.NoError(m.t, err)
+		st := *t.current()
+		if st.token != nil {
+			later := *st.token
+			later.ExpireTime, later.RotatedAt = later.ExpireTime.Add(by), later.RotatedAt.Add(by)
+			st.token, st.due, st.lastSuccess = &later, st.due.Add(by), st.lastSuccess.Add(by)
+		}
+		if !st.sync.IsZero() {
+			st.sync = st.sync.Add(by)
+		}
+		if st.failure != nil {
+			later := *st.failure
+			later.at, later.next = later.at.Add(by), later.next.Add(by)
+			st.failure = &later
+		}
+		t.state.Store(&st)
+		if r := m.keeper.pendingRevocation(name); r != nil {
+			r.next = r.next.Add(by)
+		}
+		m.keeper.release(t)
+	}
+	m.keeper.mu.Lock()
+	defer m.keeper.mu.Unlock()
+	m.keeper.clock.wall = m.keeper.clock.wall.Add(by)
+}
+
+func TestAClockThatIsSetBackMakesNoDeadTokenLiveOn(t *testing.T) {
+	for name, c := range map[string]struct {
+		syncInterval string
+		passes       time.Duration // after the clock was set back
+	}{
+		"without comparisons, at once":  {"0", 0},
+		"with comparisons, at once":     {"5m", 0},
+		"without comparisons, for long": {"0", 3 * time.Hour},
+		"with comparisons, for long":    {"5m", 3 * time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", map[string]any{"sync_interval": c.syncInterval})
+				time.Sleep(time.Minute)
+				m.sim.ForceOutside(testAppID)
+				m.setClockBack(8 * time.Hour) // a machine that took its clock for local time
+				require.NoError(t, m.tick(t.Context(), nil))
+				synctest.Wait()
+				for begin := time.Now(); time.Since(begin) < c.passes; {
+					m.read("demo")
+					time.Sleep(time.Minute)
+					require.NoError(t, m.tick(t.Context(), nil))
+				}
+				m.read("demo")
+				require.Less(t, m.calls(), 60)
+			})
+		})
+	}
+}
+
+func TestAClockThatIsSetBackPostponesNothing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.write("failing", map[string]any{"verify": false, "secret": "wrong-secret-0123456789"})
+		m.refused(logical.ReadOperation, "token/failing", nil)
+		require.Equal(t, "failing", m.statusOf("failing")["state"])
+		m.setClockBack(8 * time.Hour)
+		calls := m.calls()
+		require.NoError(t, m.tick(t.Context(), nil))
+		time.Sleep(forcedSpacing + time.Second)
+		synctest.Wait()
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+		require.Greater(t, m.calls(), calls+1)
+		m.read("demo")
+	})
+}
+
+func TestAClockThatIsSetForwardOrBackALittleCostsNoCall(t *testing.T) {
+	for _, by := range []time.Duration{-8 * time.Hour, -time.Minute, clockTolerance} {
+		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+			m.write("demo", nil)
+			m.keeper.mu.Lock()
+			m.keeper.clock.wall = m.keeper.clock.wall.Add(by)
+			m.keeper.mu.Unlock()
+			require.NoError(t, m.tick(t.Context(), nil))
+			time.Sleep(time.Minute)
+			require.NoError(t, m.tick(t.Context(), nil))
+			synctest.Wait()
+			require.Equal(t, 1, m.calls())
+		})
+	}
+}

@@ -132,6 +132,18 @@ func TestStatusOfManyAccountsInOneCall(t *testing.T) {
 	})
 }
 
+func TestAnAccountThatCannotBeReadHidesNoOther(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("later", nil)
+		require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{Key: "config/later", Value: []byte(`{"version": 99}`)}))
+		m.reopen()
+		info := m.ok(logical.ListOperation, "status/", nil).Data["key_info"].(map[string]any)
+		require.Equal(t, "healthy", info["demo"].(map[string]any)["state"])
+		require.Equal(t, map[string]any{"appid": nil, "state": "failing", "expire_time": nil}, info["later"])
+	})
+}
+
 func TestStatusShowsNeitherTokenNorSecret(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

@@ -357,6 +357,42 @@ func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
 	}
 }
 
+// An account that failed once must not wait for those that time out.
+func TestScaleOneFailureAmongManyTimeouts(t *testing.T) {
+	for name, fault := range map[string]wechatsim.Fault{
+		"busy":      {Kind: "errcode", Errcode: -1},
+		"reset":     {Kind: "reset"},
+		"a timeout": {Kind: "hang"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				f := fleet(3000)
+				f.store(t, m.storage, rotationPeriod)
+				for i := range int(f) {
+					m.sim.Inject(wechatsim.Fault{AppID: f.appID(i), Kind: "hang"})
+				}
+				m.reopen()
+				st := m.keeper.lookup("demo").current()
+				time.Sleep(time.Until(st.due) - settleTime)
+				fault.AppID, fault.Times = testAppID, 1
+				m.sim.Inject(fault)
+				for begin := time.Now(); m.keeper.lookup("demo").current().token.AccessToken == st.token.AccessToken; {
+					if fault.Kind == "errcode" {
+						require.Less(t, time.Since(begin), time.Minute, "WeChat answered, so it does not wait at all")
+					}
+					resp := m.ok(logical.ReadOperation, "token/demo", nil)
+					if resp.Data["access_token"] == st.token.AccessToken {
+						require.Greater(t, time.Until(st.token.end()), 2*time.Minute)
+					}
+					time.Sleep(minTTL)
+				}
+				m.read("demo")
+			})
+		})
+	}
+}
+
 func BenchmarkCachedRead(b *testing.B) {
 	f, s := fleet(10_000), &gatedStorage{gate: make(chan struct{})}
 	close(s.gate)

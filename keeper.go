@@ -512,7 +512,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 		return err
 	}
 	defer k.release(t)
-	generation := t.generation.Load()
+	generation := t.generation.Load() // a change in storage from here on makes the new state stale
 	if st != nil {
 		generation = st.generation
 	}
@@ -539,7 +539,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 		}
 		defer leave()
 		if g, tok, err = k.ask(ctx, s, name, acct, stored); err != nil {
-			if g != nil && st != nil && st.accountID == acct.ID {
+			if g != nil && st.is(acct) {
 				t.state.Store(st.doubtedSince(wallClock())) // WeChat has named another token
 			}
 			return err
@@ -549,7 +549,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	}
 
 	var next *state
-	if old != nil && old.ID == acct.ID {
+	if st.is(acct) {
 		if err = storeSame(ctx, s, name, acct, stored, tok); err == nil {
 			next = st.reconfigured(acct, syncJitter())
 		}

@@ -214,6 +214,9 @@ func (st *state) doubtedSince(now time.Time) *state {
 	return &next
 }
 
+// is reports whether the state is of this account, as it was or as it is to be.
+func (st *state) is(acct *account) bool { return st != nil && st.accountID == acct.ID }
+
 // anew is the state once the clock was set back to now: WeChat is to be asked
 // about the token at once, whatever failed before.
 func (st *state) anew(now time.Time) *state {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"path"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,13 +52,25 @@ func TestNamesAtTheirLimitAreAccepted(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
 	for _, name := range []string{
-		"a", "0", "A", "a.b", "a-b", "a_b", "a--b", "a._-b", "a/b/c", "V1.2.3", "config", "token/a",
+		"a", "0", "A", "a.b", "a..b", "a-b", "a_b", "a--b", "a._-b", "a/b/c", "a...b/c....d", "V1.2.3", "config", "token/a",
 		strings.Repeat("a", 255), strings.Repeat("a/", 127) + "a",
 	} {
 		e.configure(t, name, e.account(wechatsim.Account{}))
 		e.token(t, name)
 		if e.config(t, name) == nil {
 			t.Errorf("config/%s is not there", name)
+		}
+		is(t, e.statusOf(t, name), fields{"state": "healthy"})
+		level, last := path.Split(name)
+		if !slices.Contains(e.list(t, "config/"+level), last) {
+			t.Errorf("config/%s is not listed", name)
+		}
+	}
+	for _, name := range []string{"a..b", "a...b/c....d"} { // Vault's storage has no such keys
+		_, err := e.vault.Logical().Delete(e.path + "/config/" + name)
+		must(t, err)
+		if e.config(t, name) != nil {
+			t.Errorf("config/%s is still there", name)
 		}
 	}
 	if e.config(t, "v1.2.3") != nil {

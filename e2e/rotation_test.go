@@ -361,12 +361,14 @@ func TestRevocationForcesASecondTime(t *testing.T) {
 	for name, test := range map[string]struct {
 		fault  wechatsim.Fault // of the call after the first
 		forced int             // calls in all
+		moves  bool            // to another base_url in between
 	}{
 		"undisturbed":               {forced: 2},
-		"second answer is lost":     {wechatsim.Fault{Kind: "lost", Mode: "forced", Times: 1}, 2},
-		"second is refused":         {wechatsim.Fault{Kind: "errcode", Errcode: 45011, Mode: "forced", Times: 1}, 3},
-		"second finds WeChat busy":  {wechatsim.Fault{Kind: "errcode", Errcode: -1, Mode: "forced", Times: 1}, 3},
-		"second gets the same back": {wechatsim.Fault{Kind: "sametoken", Mode: "forced", Times: 1}, 3},
+		"base_url changes":          {forced: 2, moves: true},
+		"second answer is lost":     {fault: wechatsim.Fault{Kind: "lost", Mode: "forced", Times: 1}, forced: 2},
+		"second is refused":         {fault: wechatsim.Fault{Kind: "errcode", Errcode: 45011, Mode: "forced", Times: 1}, forced: 3},
+		"second finds WeChat busy":  {fault: wechatsim.Fault{Kind: "errcode", Errcode: -1, Mode: "forced", Times: 1}, forced: 3},
+		"second gets the same back": {fault: wechatsim.Fault{Kind: "sametoken", Mode: "forced", Times: 1}, forced: 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -384,6 +386,9 @@ func TestRevocationForcesASecondTime(t *testing.T) {
 				e.inject(account, test.fault)
 			}
 			e.watch(t, "myapp", account)
+			if test.moves {
+				e.configure(t, "myapp", account, fields{"base_url": strings.Replace(account["base_url"].(string), "127.0.0.1", "localhost", 1)})
+			}
 			e.revocationEnds(t, "myapp", account, leaked, test.forced)
 		})
 	}

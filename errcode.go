@@ -26,7 +26,7 @@ const (
 )
 
 // backoff is how long the engine waits after a failure: first, then twice as
-// long after each further failure of the same class, never longer than most.
+// long after each further failure that calls for the same, never longer than most.
 type backoff struct{ first, most time.Duration }
 
 var (

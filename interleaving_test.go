@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/http"
 	"strings"
@@ -472,11 +473,17 @@ func TestATokenOnItsWayIntoMemoryIsNotOvertakenByAForcedRefresh(t *testing.T) {
 				m.write("demo", nil)
 				m.write("twin", map[string]any{"verify": false})
 				var rotation sync.WaitGroup
-				m.at("put", "token/twin", func() {
-					rotation.Go(func() { m.ok(logical.UpdateOperation, "rotate/demo", nil) })
-					time.Sleep(time.Second)
+				m.storage.hooked(func(op, key string) {
+					switch {
+					case op == "put" && key == historyKey(testAppID):
+						time.Sleep(time.Second) // the rotation comes after the reader's look at the token
+					case op == "put" && key == "token/twin":
+						rotation.Go(func() { m.ok(logical.UpdateOperation, "rotate/demo", nil) })
+						time.Sleep(3 * time.Second)
+					}
 				})
 				begin(m) // a token that WeChat accepts when it is handed out
+				m.storage.hooked(nil)
 				rotation.Wait()
 				m.read("twin")
 			})
@@ -595,5 +602,128 @@ func TestTicksReadNoAnnouncementThatIsInHand(t *testing.T) {
 		ops := m.storage.count()
 		m.rollbackTick()
 		require.LessOrEqual(t, m.storage.count()-ops, 2*n, "the framework's own, one entry after the other")
+	})
+}
+
+// moveTo2 gives the account another base_url of the same platform.
+func moveTo2(changes map[string]any) map[string]any {
+	data := account1(map[string]any{"base_url": "http://127.0.0.2"})
+	maps.Copy(data, changes)
+	return data
+}
+
+func TestARevocationThatMovesIsNeitherLostNorDoubled(t *testing.T) {
+	for _, fault := range []string{"fails", "loses its answer", "is cut off"} {
+		for _, verify := range []bool{true, false} {
+			for _, restarts := range []bool{true, false} {
+				for n, reached := 1, true; reached; n++ {
+					t.Run(fmt.Sprintf("operation %d %s, verify %t, restarts %t", n, fault, verify, restarts), func(t *testing.T) {
+						inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+							m.write("demo", nil)
+							leaked := m.read("demo")["access_token"].(string)
+							m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+							before := m.storage.count()
+							if fault == "loses its answer" {
+								m.storage.losingAnswer(n)
+							} else {
+								m.storage.failing(func(string, string) error {
+									if at := m.storage.ops - before; at == n || fault == "is cut off" && at > n {
+										return errStorage
+									}
+									return nil
+								})
+							}
+							_, _ = m.request(logical.UpdateOperation, "config/demo", moveTo2(map[string]any{"verify": verify}))
+							reached = m.storage.count()-before >= n
+							m.storage.losingAnswer(0)
+							m.storage.failing(nil)
+							if restarts {
+								m.reopen()
+							}
+							m.ticks(6)
+							require.NotContains(t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
+							require.Empty(t, m.walEntries())
+							seen, _ := m.forcedCalls()
+							require.Equal(t, 2, seen)
+							_, errcode := m.sim.Check(leaked)
+							require.NotZero(t, errcode)
+							m.read("demo")
+						})
+					})
+				}
+			}
+		}
+	}
+}
+
+func TestARevocationMovesThoughItIsNotInMemoryYet(t *testing.T) {
+	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.close()
+		m.backend = m.mountedOn(m.storage)
+		require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
+		m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+	})
+}
+
+func TestARevocationOfAnAccountBeforeIsNotMoved(t *testing.T) {
+	for name, c := range map[string]struct {
+		first, then map[string]any
+		forced      int // calls that reach WeChat, besides the first
+	}{
+		"there and back":            {moveTo2(nil), account1(nil), 1},
+		"another appid, then moved": {account1(map[string]any{"appid": otherAppID, "verify": false}), moveTo2(map[string]any{"appid": otherAppID, "verify": false}), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("demo", nil)
+				for range 3 {
+					m.ok(logical.UpdateOperation, "rotate/demo", nil)
+					time.Sleep(forcedSpacing)
+				}
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				m.storage.failing(func(op, key string) error { // after the configuration is written
+					if op != "get" && key == "token/demo" {
+						return errStorage
+					}
+					return nil
+				})
+				m.refused(logical.UpdateOperation, "config/demo", c.first)
+				m.storage.failing(nil)
+				m.ok(logical.UpdateOperation, "config/demo", c.then)
+				m.ticks(10)
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 4+c.forced, seen)
+				require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+			})
+		})
+	}
+}
+
+// leavingContext ends the request's context after a list.
+type leavingContext struct {
+	*faultyStorage
+	leave func()
+}
+
+func (s *leavingContext) List(ctx context.Context, prefix string) ([]string, error) {
+	defer s.leave()
+	return s.faultyStorage.List(ctx, prefix)
+}
+
+func TestAListOfStatusesWhoseCallerLeavesIsNotEmpty(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := m.HandleRequest(ctx, &logical.Request{
+			Operation: logical.ListOperation, Path: "status/", MountPoint: "wechat/",
+			Storage: &leavingContext{m.storage, cancel},
+		})
+		require.ErrorIs(t, err, context.Canceled)
 	})
 }

@@ -114,7 +114,7 @@ func newKeeper(log hclog.Logger, c *client, writable func() bool) *keeper {
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.schedule = newSchedule(func(t *tracked) bool {
 		st := t.current()
-		return st != nil && st.failure != nil && st.failure.class == classUnreachable
+		return st != nil && st.failure != nil && st.failure.took >= slowFailure
 	})
 	return k
 }
@@ -369,6 +369,7 @@ func (k *keeper) refresh(ctx context.Context, s logical.Storage, t *tracked, st 
 	}
 	var g *grant
 	var tok *token
+	begun := wallClock()
 	if err == nil {
 		if g, tok, err = k.ask(ctx, s, t.name, acct, st.token); err == nil {
 			err = storeToken(ctx, s, t.name, st.token, tok)
@@ -382,7 +383,7 @@ func (k *keeper) refresh(ctx context.Context, s logical.Storage, t *tracked, st 
 		if g != nil && (tok == nil || tok.Epoch != st.token.epoch()) {
 			st = st.doubtedSince(wallClock()) // WeChat has named another token, or is to confirm this one
 		}
-		st = st.failed(p, wallClock(), syncJitter())
+		st = st.failed(p, begun, wallClock(), syncJitter())
 		k.log.Warn("no token from WeChat", "account", t.name, "appid", st.appID, "class", string(p.class), "errcode", p.errcode, "rid", p.rid,
 			"failures", st.failure.count, "next_attempt", timestamp(st.failure.next), "message", p.message())
 	} else {
@@ -427,7 +428,7 @@ func (k *keeper) ask(ctx context.Context, s logical.Storage, name string, acct *
 	if err != nil {
 		return nil, nil, err
 	}
-	if old != nil && old.AccountID == acct.ID && old.Epoch == h.Epoch && g.token != old.AccessToken && old.ExpireTime.Sub(g.asked) > overlap {
+	if old != nil && old.AccountID == acct.ID && old.Epoch == h.Epoch && g.token != old.AccessToken && old.end().Sub(g.asked) > overlap {
 		// Somebody outside replaced it by force: the other accounts with this
 		// appid hold a dead token too.
 		h, err = k.changeHistory(ctx, s, acct.AppID, func(h *history) error {
@@ -465,9 +466,10 @@ func asProblem(err error) *problem {
 func syncJitter() float64 { return 0.9 + 0.1*rand.Float64() } //nolint:gosec // jitter needs no secrecy
 
 // outlive detaches ctx from the request: what was begun with WeChat is finished
-// even if the caller goes away.
+// even if the caller goes away. Before its own call it may wait for two others, a
+// forced one and one before that.
 func outlive(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), storageTimeout+maxRequestTimeout)
+	return context.WithTimeout(context.WithoutCancel(ctx), storageTimeout+3*maxRequestTimeout)
 }
 
 // tend does what is due for an account, from the background.
@@ -588,8 +590,7 @@ func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string,
 	if err != nil {
 		return nil, err
 	}
-	pending := k.pendingRevocation(name)
-	moved, err := moveRevocation(ctx, s, pending, st, acct)
+	moved, err := k.moveRevocation(ctx, s, name, st, acct)
 	if err != nil {
 		return nil, err
 	}
@@ -610,11 +611,8 @@ func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string,
 	if err != nil {
 		return nil, err
 	}
-	if moved != nil {
-		k.pendRevocation(moved)
-	}
-	if pending != nil {
-		k.dropRevocation(ctx, s, pending)
+	if old := k.pendRevocation(name, moved); old != nil {
+		k.dropRevocation(ctx, s, old)
 	}
 	done()
 	return newState(acct, tok, h.Epoch, syncJitter()), nil

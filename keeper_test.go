@@ -229,7 +229,7 @@ func TestAComparisonThatFailedDoesNotKeepADueTokenFromBeingReplaced(t *testing.T
 		m.reopenWithoutBackground()
 		m.read("demo")
 		tr := m.keeper.lookup("demo")
-		tr.state.Store(tr.current().failed(&problem{rule: ruleUnavailable}, wallClock(), 1))
+		tr.state.Store(tr.current().failed(&problem{rule: ruleUnavailable}, wallClock(), wallClock(), 1))
 		time.Sleep(rotationPeriod)
 		resp := m.ok(logical.ReadOperation, "token/demo", nil)
 		require.Empty(t, resp.Warnings)
@@ -647,4 +647,51 @@ func TestAClockThatIsSetForwardOrBackALittleCostsNoCall(t *testing.T) {
 			require.Equal(t, 1, m.calls())
 		})
 	}
+}
+
+func TestAClockThatWasSetBackIsNoticedAfterARestart(t *testing.T) {
+	for name, before := range map[string]func(m *mount){
+		"set back while the plugin ran": func(m *mount) {
+			m.setClockBack(8 * time.Hour)
+			require.NoError(m.t, m.tick(m.t.Context(), nil))
+			synctest.Wait()
+			m.close()
+		},
+		"set back while it was down": func(m *mount) {
+			m.close()
+			tok, err := readToken(m.t.Context(), m.storage, "demo")
+			require.NoError(m.t, err)
+			tok.RotatedAt, tok.ExpireTime = tok.RotatedAt.Add(8*time.Hour), tok.ExpireTime.Add(8*time.Hour)
+			require.NoError(m.t, writeEntry(m.t.Context(), m.storage, "token/demo", tok))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				time.Sleep(time.Minute)
+				before(m)
+				m.open()
+				for begin := time.Now(); time.Since(begin) < 5*time.Hour; {
+					held := m.read("demo")["access_token"].(string)
+					time.Sleep(2 * time.Minute)
+					_, errcode := m.sim.Check(held)
+					require.Zero(t, errcode)
+				}
+				h, err := readHistory(t.Context(), m.storage, testAppID)
+				require.NoError(t, err)
+				require.Zero(t, h.Epoch, "WeChat replaced the tokens by itself")
+			})
+		})
+	}
+}
+
+func TestAClockThatIsSetBackInventsNoSuccess(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		m.setClockBack(time.Hour)
+		require.NoError(t, m.tick(t.Context(), nil))
+		synctest.Wait()
+		require.Nil(t, m.statusOf("demo")["last_success_time"])
+		require.Zero(t, m.calls())
+	})
 }

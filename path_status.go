@@ -107,7 +107,7 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 		}
 		fields["last_error"] = last
 		fields["consecutive_failures"] = f.count
-		fields["next_attempt_time"] = timestamp(f.next)
+		fields["next_attempt_time"] = timestamp(st.wake())
 	}
 	return &logical.Response{Data: fields}, nil
 }
@@ -139,7 +139,7 @@ func (b *backend) listStatus(ctx context.Context, req *logical.Request, data *fr
 		fields := map[string]any{"appid": nil, "state": stateFailing, "expire_time": nil}
 		switch {
 		case ctx.Err() != nil:
-			return nil, err
+			return nil, ctx.Err()
 		case err != nil: // one that storage does not give hides none of the others
 		case st == nil:
 			continue // deleted since it was listed

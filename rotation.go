@@ -78,7 +78,8 @@ func (h *history) wait(now time.Time) time.Duration {
 			wait = last.Add(forcedSpacing).Sub(now)
 		}
 		if n >= forcedPerDay {
-			wait = max(wait, h.Forced[n-forcedPerDay].Add(day).Sub(now))
+			oldest := slices.SortedFunc(slices.Values(h.Forced), time.Time.Compare)[n-forcedPerDay]
+			wait = max(wait, oldest.Add(day).Sub(now))
 		}
 	}
 	return max(0, wait)
@@ -205,7 +206,7 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 		return nil, err
 	}
 	announced.next = wallClock().Add(forcedSpacing)
-	if old := k.pendRevocation(announced); old != nil {
+	if old := k.pendRevocation(name, announced); old != nil {
 		k.dropRevocation(ctx, s, old)
 	}
 	return r, err
@@ -277,7 +278,7 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 			return nil, errUnmounted
 		}
 		p := asProblem(err)
-		failed := doubtful.failed(p, wallClock(), syncJitter())
+		failed := doubtful.failed(p, now, wallClock(), syncJitter())
 		failed.failure.next = failed.failure.at // a normal call is to tell at once what holds
 		t.state.Store(failed)
 		return nil, p
@@ -354,26 +355,39 @@ func (r *revocation) announce(ctx context.Context, s logical.Storage) (err error
 	return err
 }
 
-// moveRevocation announces r, if one is pending, for the account that this name
-// is about to stand for: with another base_url it still has the token that leaked.
-// It returns nil if there is nothing to move; the old announcement stays. What is
-// announced for an account that never comes to be is dropped by Vault's tick.
-func moveRevocation(ctx context.Context, s logical.Storage, r *revocation, st *state, acct *account) (*revocation, error) {
-	if r == nil || st == nil || st.appID != acct.AppID {
+// moveRevocation announces the revocation of the account whose state is st, if one
+// is pending, for acct, which this name is about to stand for: with another
+// base_url it still has the token that leaked. It returns nil if there is nothing
+// to move. The old announcement stays; Vault's tick drops whichever of the two is
+// not of the account that is configured.
+func (k *keeper) moveRevocation(ctx context.Context, s logical.Storage, name string, st *state, acct *account) (*revocation, error) {
+	if st == nil || st.appID != acct.AppID {
 		return nil, nil
 	}
-	moved := *r
-	moved.AccountID, moved.Target = acct.ID, max(1, r.Target-st.forced())
-	return &moved, moved.announce(ctx, s)
+	// Memory need not know it yet, or still knows one of an account before.
+	ids, err := framework.ListWAL(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	all, err := revocations(ctx, s, ids)
+	for _, r := range all {
+		if r.Name == name && r.AccountID == st.accountID {
+			r.AccountID, r.Target = acct.ID, max(1, r.Target-st.forced())
+			return r, r.announce(ctx, s)
+		}
+	}
+	return nil, err
 }
 
-// pendRevocation has the background carry out r, and returns what was pending
-// for the account before.
-func (k *keeper) pendRevocation(r *revocation) *revocation {
+// pendRevocation has the background carry out r for the account of this name, or
+// none if r is nil, and returns what was pending before.
+func (k *keeper) pendRevocation(name string, r *revocation) *revocation {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	old := k.revocations[r.Name]
-	k.revocations[r.Name] = r
+	old := k.revocations[name]
+	if delete(k.revocations, name); r != nil {
+		k.revocations[name] = r
+	}
 	return old
 }
 
@@ -490,7 +504,7 @@ func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, t *tra
 		return nil
 	}
 	if k.pendingRevocation(r.Name) == nil {
-		k.pendRevocation(entry)
+		k.pendRevocation(r.Name, entry)
 		if t.current() == nil {
 			k.reload(ctx, s, t)
 		}

@@ -393,6 +393,36 @@ func TestScaleOneFailureAmongManyTimeouts(t *testing.T) {
 	}
 }
 
+// While WeChat refuses slowly and nothing is due, accounts are not asked for more
+// often than they are compared, after the first few times, and keep no other waiting.
+func TestScaleSlowRefusalsWhileNothingIsDue(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		const n = 3000
+		f := fleet(n)
+		f.store(t, m.storage, 2*time.Hour)
+		for i := range n {
+			acct, err := readAccount(t.Context(), m.storage, f.name(i))
+			require.NoError(t, err)
+			acct.SyncInterval = defaultSyncInterval
+			require.NoError(t, writeAccount(t.Context(), m.storage, f.name(i), acct))
+			m.sim.SetAccount(f.appID(i), wechatsim.Account{Secret: testSecret})
+			m.sim.Inject(wechatsim.Fault{AppID: f.appID(i), Kind: "status", Status: http.StatusServiceUnavailable})
+		}
+		m.sim.SetLatency(4 * time.Second)
+		m.write("demo", map[string]any{"sync_interval": "1m"})
+		m.reopen()
+		time.Sleep(8 * time.Minute)
+		m.sim.ForceOutside(testAppID)
+		time.Sleep(time.Minute + 5*time.Second)
+		synctest.Wait()
+		m.read("demo")
+		time.Sleep(30 * time.Minute)
+		calls := m.calls()
+		time.Sleep(20 * time.Minute)
+		require.Less(t, m.calls()-calls, 5*n)
+	})
+}
+
 func BenchmarkCachedRead(b *testing.B) {
 	f, s := fleet(10_000), &gatedStorage{gate: make(chan struct{})}
 	close(s.gate)

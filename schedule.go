@@ -10,9 +10,11 @@ const (
 	// healthyLane is how many accounts the background works on at a time.
 	healthyLane = 64
 
-	// failingLane is the same for accounts for which WeChat could not be reached
-	// last: they may wait for a timeout each, and must not keep the others waiting.
+	// failingLane is the same for accounts whose last attempt failed after
+	// slowFailure or more: they may wait as long each, and must not keep the others
+	// waiting.
 	failingLane = 32
+	slowFailure = time.Second
 )
 
 // schedule wakes accounts when they are due. It costs one timer while nothing

@@ -40,6 +40,10 @@ const (
 	// accounts that time out: every reader is to have two minutes of that life.
 	readerMargin  = 2*time.Minute + 2*retryTTL
 	backgroundLag = retryTTL
+
+	// quickRetries is how many times a failure is tried again by its backoff while
+	// no token is due. After that the next comparison is early enough.
+	quickRetries = 5
 )
 
 // token is an access token as it is stored. The stored times are constant for
@@ -186,6 +190,7 @@ type failure struct {
 	next  time.Time // no attempt before this
 	count int       // failures in a row
 	run   int       // of them, the latest that call for the same backoff
+	took  time.Duration
 }
 
 // newState is what storage tells of an account, epoch being that of its appid's
@@ -196,6 +201,9 @@ func newState(acct *account, t *token, epoch int, jitter float64) *state {
 	if t != nil && t.AccountID == acct.ID {
 		st.token = t
 		st.due = dueAt(t.RotatedAt, t.end().Sub(t.RotatedAt))
+		if now := wallClock(); t.RotatedAt.Sub(now) > clockTolerance {
+			st.due = now // the clock was set back since: WeChat knows when it ends
+		}
 		st.scheduleSync(wallClock(), jitter)
 		if t.Epoch != epoch {
 			st = st.doubtedSince(wallClock())
@@ -220,11 +228,18 @@ func (st *state) is(acct *account) bool { return st != nil && st.accountID == ac
 // anew is the state once the clock was set back to now: WeChat is to be asked
 // about the token at once, whatever failed before.
 func (st *state) anew(now time.Time) *state {
+	settled := now.Add(-settleTime)
 	next := *st
-	next.due, next.lastSuccess = now, now.Add(-settleTime)
+	next.due = now
+	if next.lastSuccess.After(settled) {
+		next.lastSuccess = settled
+	}
 	if st.failure != nil {
 		f := *st.failure
-		f.at, f.next = now.Add(-settleTime), now
+		f.next = now
+		if f.at.After(settled) {
+			f.at = settled
+		}
 		next.failure = &f
 	}
 	return &next
@@ -309,14 +324,19 @@ func (st *state) ttl(now time.Time) int64 {
 // an account whose token nobody has asked for yet is left alone.
 func (st *state) wake() time.Time {
 	switch {
-	case st.failure != nil:
-		return st.failure.next
-	case st.token == nil:
+	case st.token == nil && st.failure == nil:
 		return time.Time{}
-	case !st.sync.IsZero() && st.sync.Before(st.due):
-		return st.sync
+	case st.token == nil, st.failure != nil && st.failure.run <= quickRetries:
+		return st.failure.next
 	}
-	return st.due
+	at := st.due
+	if !st.sync.IsZero() && st.sync.Before(at) {
+		at = st.sync
+	}
+	if st.failure != nil && at.Before(st.failure.next) {
+		at = st.failure.next
+	}
+	return at
 }
 
 // succeeded is the state after an answer from WeChat, t being the token that
@@ -333,10 +353,10 @@ func (st *state) succeeded(g *grant, t *token, jitter float64) *state {
 	return &next
 }
 
-// failed is the state after an attempt that ended in p.
-func (st *state) failed(p *problem, now time.Time, jitter float64) *state {
+// failed is the state after an attempt, begun at the given time, that ended in p.
+func (st *state) failed(p *problem, begun, now time.Time, jitter float64) *state {
 	next := *st
-	f := &failure{problem: p, at: now, count: 1, run: 1}
+	f := &failure{problem: p, at: now, count: 1, run: 1, took: now.Sub(begun)}
 	if last := st.failure; last != nil {
 		f.count = last.count + 1
 		if last.backoff == p.backoff {

@@ -41,7 +41,7 @@ func answered(st *state, g *grant) *state { return st.succeeded(g, adopted(g, st
 
 // failedAt is the state after a server error so many seconds after noon.
 func failedAt(st *state, at float64) *state {
-	return st.failed(&problem{rule: ruleUnavailable}, after(at), 1)
+	return st.failed(&problem{rule: ruleUnavailable}, after(at), after(at), 1)
 }
 
 func TestAdopt(t *testing.T) {
@@ -271,7 +271,7 @@ func TestFailed(t *testing.T) {
 			for n, a := range attempts {
 				at := after(float64(n))
 				last := *st
-				next := st.failed(&problem{rule: a.rule}, at, 1)
+				next := st.failed(&problem{rule: a.rule}, at, at, 1)
 				require.Equal(t, last, *st, "a state is never changed")
 				st = next
 				require.Equal(t, a.count, st.failure.count)
@@ -310,6 +310,7 @@ func TestReconfiguredForgetsFailuresAndKeepsTheToken(t *testing.T) {
 
 func TestAStoredTokenIsOnlyUsedForItsAccount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(time.Until(noon))
 		stored := adopted(granted("T1", 0.9, 7200), nil)
 		acct := &account{ID: "account-1", AppID: testAppID, MaxTTL: time.Minute, SyncInterval: time.Hour}
 		st := newState(acct, stored, 0, 0.25)

@@ -158,6 +158,10 @@ func TestTheBackgroundWakesForWhatIsDue(t *testing.T) {
 		st.scheduleSync(noon, 1)
 		return st
 	}
+	often := synced(7200, 5*time.Minute)
+	for range quickRetries + 1 {
+		often = failedAt(often, 300)
+	}
 	for name, c := range map[string]struct {
 		st   *state
 		want time.Time
@@ -168,6 +172,7 @@ func TestTheBackgroundWakesForWhatIsDue(t *testing.T) {
 		"comparison first":                     {synced(7200, 5*time.Minute), after(300)},
 		"due first":                            {synced(300, 5*time.Minute), after(10)},
 		"comparison failed":                    {failedAt(synced(7200, 5*time.Minute), 300), after(301)},
+		"comparison failed again and again":    {often, after(600)},
 		"refresh failed":                       {failedAt(synced(7200, 5*time.Minute), 6910), after(6911)},
 		"a failure that holds beyond due":      {failedAt(synced(300, 0), 9.5), after(10.5)},
 		"a failure that ends before it is due": {failedAt(synced(7200, 0), 1), after(2)},

@@ -274,18 +274,35 @@ func TestOnlyTheDocumentedAnswerIsAccepted(t *testing.T) {
 	}
 }
 
-func TestACompressedAnswerIsBoundedToo(t *testing.T) {
-	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Encoding", "gzip")
-		z := gzip.NewWriter(w)
-		_, _ = io.WriteString(z, `{"access_token":"T","expires_in":7200}`)
-		_, _ = z.Write(bytes.Repeat([]byte(" "), 1<<20))
-		_ = z.Close()
-	})
-	overPipe(t, handler, func(t *testing.T, c *client) {
-		g, err := c.stableToken(t.Context(), testEndpoint(), false)
-		require.Contains(t, requireProblem(t, g, err).message(), "larger than 65536 bytes")
-	})
+// An answer that never ends must not fill the memory, however little of it there
+// is on the wire.
+func TestAnAnswerIsReadNoFurtherThanItsBound(t *testing.T) {
+	beyond := append([]byte(`{"access_token":"T","expires_in":7200}`), bytes.Repeat([]byte(" "), maxAnswer)...)
+	for name, send := range map[string]func(w http.ResponseWriter) error{
+		"plain": func(w http.ResponseWriter) error {
+			_, err := w.Write(beyond)
+			return err
+		},
+		"compressed": func(w http.ResponseWriter) error {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			_, err := z.Write(beyond)
+			return errors.Join(err, z.Flush())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				_ = errors.Join(send(w), http.NewResponseController(w).Flush()) // the client may be gone
+				<-r.Context().Done()                                            // without an end
+			})
+			overPipe(t, handler, func(t *testing.T, c *client) {
+				start := time.Now()
+				g, err := c.stableToken(t.Context(), testEndpoint(), false)
+				require.Contains(t, requireProblem(t, g, err).message(), "larger than 65536 bytes")
+				require.Zero(t, time.Since(start), "nobody waits for the rest")
+			})
+		})
+	}
 }
 
 func TestRefusalsTellTheRequestID(t *testing.T) {

@@ -55,6 +55,27 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 	}
 }
 
+func TestWhetherAForcedCallDidNothingForCertain(t *testing.T) {
+	for errcode := range errcodes {
+		p := &problem{rule: errcodes[errcode], errcode: errcode}
+		require.Equal(t, errcode != -1, p.definite(), "errcode %d", errcode)
+	}
+	for name, c := range map[string]struct {
+		problem *problem
+		want    bool
+	}{
+		"none":                    {nil, false},
+		"an undocumented errcode": {&problem{rule: ruleAnswer, errcode: 99999}, false},
+		"unreachable":             {&problem{rule: ruleUnreachable}, false},
+		"server error":            {&problem{rule: ruleUnavailable}, false},
+		"undocumented answer":     {&problem{rule: ruleAnswer}, false},
+		"storage":                 {&problem{rule: ruleStorage}, false},
+		"the engine's own limit":  {(&history{}).limited(time.Second), true},
+	} {
+		require.Equal(t, c.want, c.problem.definite(), name)
+	}
+}
+
 func TestFailuresWithoutADocumentedErrcode(t *testing.T) {
 	transient := backoff{time.Second, time.Minute}
 	for name, c := range map[string]struct {

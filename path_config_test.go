@@ -277,6 +277,7 @@ func TestARefusedWriteStoresAndChangesNothing(t *testing.T) {
 							require.Contains(t, text, "rid ")
 						}
 						require.Equal(t, c.status == http.StatusBadGateway, strings.Contains(text, "verify=false"), text)
+						require.NotContains(t, text, triesAgain, "nobody repeats a write")
 						require.NotContains(t, text, token["access_token"])
 					})
 				}
@@ -450,6 +451,122 @@ func TestAWarningNamesTheOthersWithTheSameAppID(t *testing.T) {
 		require.Empty(t, warning(m.update("team-a/shop", nil)), "not the deleted")
 		require.Empty(t, warning(m.write("case", map[string]any{"appid": strings.ToUpper(testAppID), "verify": false})), "case matters")
 	})
+}
+
+func TestTheOthersWithTheSameAppIDAreNamedAsSoonAsTheyAreLoaded(t *testing.T) {
+	const incomplete = "Not all accounts of this mount are loaded yet"
+	for name, c := range map[string]struct {
+		loading, waits time.Duration
+		named          bool
+	}{
+		"in time":  {twinsTimeout - time.Second, twinsTimeout - time.Second, true},
+		"too late": {twinsTimeout + time.Second, twinsTimeout, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("team/twin", nil)
+				m.close()
+				m.at("list", configPrefix, func() { time.Sleep(c.loading) })
+				m.backend = m.mountedOn(m.storage)
+				require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
+				synctest.Wait()
+				start := time.Now()
+				resp := m.write("demo", map[string]any{"verify": false})
+				require.Equal(t, c.waits, time.Since(start))
+				require.NotNil(t, resp)
+				require.Len(t, resp.Warnings, 1)
+				require.Equal(t, c.named, strings.Contains(resp.Warnings[0], "same appid: team/twin."), resp.Warnings[0])
+				require.Equal(t, !c.named, strings.Contains(resp.Warnings[0], incomplete), resp.Warnings[0])
+
+				time.Sleep(time.Minute)
+				resp = m.update("demo", nil)
+				require.NotNil(t, resp)
+				require.Len(t, resp.Warnings, 1)
+				require.Contains(t, resp.Warnings[0], "same appid: team/twin.")
+			})
+		})
+	}
+}
+
+func TestAFieldThatIsNotKnownIsNamedAndTheOthersAreWritten(t *testing.T) {
+	const value = "v4lue-that-nobody-may-see"
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for _, change := range []map[string]any{
+			account1(map[string]any{"max_ttl": 60, "sekret": value}), // creates it
+			{"max_ttl": 70, "sekret": value},
+			{"max_ttl": 80, "sekret": value, "secret": testSecret},
+		} {
+			resp := m.update("demo", change)
+			require.NotNil(t, resp)
+			require.Len(t, resp.Warnings, 1)
+			require.Contains(t, resp.Warnings[0], "sekret")
+			require.NotContains(t, shown(t, resp, nil), value)
+			require.EqualValues(t, change["max_ttl"], m.config("demo")["max_ttl"])
+		}
+		require.NotContains(t, m.logs.String(), value)
+		for _, stored := range m.snapshot() {
+			require.NotContains(t, stored, value)
+		}
+	})
+}
+
+func TestWhatBecomesOfARevocationWhenItsAccountChanges(t *testing.T) {
+	for name, c := range map[string]struct {
+		change map[string]any
+		ends   bool
+	}{
+		"appid":              {map[string]any{"appid": otherAppID}, true},
+		"appid, not tried":   {map[string]any{"appid": otherAppID, "verify": false}, true},
+		"appid and base_url": {map[string]any{"appid": otherAppID, "base_url": "http://localhost:80", "secret": testSecret}, true},
+		"base_url":           {map[string]any{"base_url": "http://localhost:80", "secret": testSecret}, false},
+		"base_url, not tried": {map[string]any{
+			"base_url": "http://localhost:80", "secret": testSecret, "verify": false,
+		}, false},
+		"secret":  {map[string]any{"secret": testSecret}, false},
+		"max_ttl": {map[string]any{"max_ttl": 60}, false},
+	} {
+		for _, restart := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/restart %t", name, restart), func(t *testing.T) {
+				inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+					m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+					m.write("demo", map[string]any{"appid": otherAppID})
+					require.Nil(t, m.write("demo", nil), "nothing is pending that could end")
+					leaked := m.read("demo")["access_token"].(string)
+					m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+					resp := m.update("demo", c.change)
+					if c.ends {
+						require.NotNil(t, resp)
+						require.Len(t, resp.Warnings, 1)
+						require.Contains(t, resp.Warnings[0], "revocation that was pending has ended, incomplete")
+						require.Nil(t, m.statusOf("demo")["revocation"])
+						require.Empty(t, m.walEntries())
+					} else {
+						require.Nil(t, resp, "there is nothing to warn of")
+						require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
+						require.Len(t, m.walEntries(), 1)
+					}
+					require.Nil(t, m.update("demo", c.change), "the second time there is nothing to warn of")
+					if restart {
+						m.reopen()
+					}
+					m.ticks(5)
+					require.Empty(t, m.walEntries())
+					seen, effective := m.forcedCalls()
+					_, errcode := m.sim.Check(leaked)
+					if c.ends {
+						require.Equal(t, 1, seen)
+						require.Nil(t, m.statusOf("demo")["revocation"])
+						return
+					}
+					require.Equal(t, 2, seen, "in all")
+					require.Equal(t, 2, effective)
+					require.NotZero(t, errcode, "the leaked token is dead")
+					_, err := time.Parse(time.RFC3339, m.statusOf("demo")["revocation"].(string))
+					require.NoError(t, err)
+				})
+			})
+		}
+	}
 }
 
 func TestAConfigurationThatIsNotThereIsNotFound(t *testing.T) {

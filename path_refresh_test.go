@@ -140,6 +140,66 @@ func TestAReportWeChatCannotAnswerIsAnErrorAndTheTokenStays(t *testing.T) {
 	}
 }
 
+func TestAReportSoonAfterAFailedAnswerIsAnsweredFromIt(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		token := m.read("demo")["access_token"]
+		m.reopenWithoutBackground() // which would try again in between
+		time.Sleep(settleTime)
+		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: 503, Times: 1})
+		calls := m.calls()
+		report := map[string]any{"rejected_token": token}
+		_, first := m.refused(logical.UpdateOperation, "refresh/demo", report)
+		require.Contains(t, first, "HTTP 503")
+		for _, after := range []time.Duration{2 * time.Second, settleTime - time.Millisecond} { // the backoff is a second
+			time.Sleep(time.Until(m.sim.Calls("")[calls].Time.Add(after)))
+			status, text := m.refused(logical.UpdateOperation, "refresh/demo", report)
+			require.Equal(t, http.StatusBadGateway, status)
+			require.Equal(t, first, text)
+			require.Equal(t, calls+1, m.calls(), "after %s", after)
+		}
+		time.Sleep(time.Millisecond)
+		require.Equal(t, false, m.refresh(token)["changed"])
+		require.Equal(t, calls+2, m.calls())
+	})
+}
+
+func TestAReportAfterAForcedRefreshThatFailedIsAnsweredByWeChat(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		token := m.read("demo")["access_token"]
+		m.reopenWithoutBackground()
+		m.sim.Inject(wechatsim.Fault{Kind: "lost", Mode: "forced", Times: 1})
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		calls := m.calls()
+		require.Equal(t, true, m.refresh(token)["changed"], "at once: nobody knows yet what holds")
+		require.Equal(t, calls+1, m.calls())
+	})
+}
+
+func TestAReportOfATokenThatIsReplacedWaitsForNobody(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		old := m.read("demo")["access_token"]
+		time.Sleep(settleTime)
+		m.sim.ForceOutside(testAppID)
+		require.Equal(t, true, m.refresh(old)["changed"])
+		time.Sleep(settleTime)
+
+		m.sim.Inject(wechatsim.Fault{Kind: "hang"})
+		calls := m.calls()
+		var other sync.WaitGroup
+		other.Go(func() { m.refused(logical.UpdateOperation, "refresh/demo", nil) })
+		synctest.Wait()
+		require.Equal(t, calls+1, m.calls(), "somebody else's call is in flight")
+		start := time.Now()
+		require.Equal(t, true, m.refresh(old)["changed"])
+		require.Zero(t, time.Since(start))
+		other.Wait()
+		require.Equal(t, defaultRequestTimeout, time.Since(start))
+	})
+}
+
 func TestAReportIsNeverForwardedHalfDone(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		for _, path := range []string{"refresh/demo", "rotate/demo"} {

@@ -4,11 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
@@ -265,6 +269,136 @@ func TestAFieldOfTheWrongTypeIsRefusedWithoutItsValue(t *testing.T) {
 	}
 }
 
+func TestAParameterOfTheWrongTypeIsRefusedWithoutItsValue(t *testing.T) {
+	const value = "v4lue-that-nobody-may-see"
+	structured := map[string]any{
+		"a map":           map[string]any{"v": value},
+		"a list":          []any{value},
+		"a list of lists": []any{[]any{value}},
+	}
+	with := func(more map[string]any) map[string]any {
+		all := maps.Clone(structured)
+		maps.Copy(all, more)
+		return all
+	}
+	boolean := with(map[string]any{
+		"a text":                 value,
+		"null":                   nil,
+		"empty":                  "",
+		"a fraction":             12345.5,
+		"a fraction as a text":   "0.5",
+		"two":                    2,
+		"two as a text":          "2",
+		"two as Vault passes it": json.Number("2"),
+		"negative":               -1,
+	})
+	number := with(map[string]any{
+		"a text":                      value,
+		"true":                        true,
+		"a fraction as a text":        "1.5",
+		"a fraction":                  json.Number("1.5"),
+		"negative":                    -1,
+		"negative as a text":          "-1",
+		"negative as Vault passes it": json.Number("-1"),
+		"too large":                   int64(math.MaxInt32) + 1,
+		"too large as a text":         "99999999999999999999",
+	})
+	text := with(map[string]any{"null": nil, "true": true, "a number": 12345678, "a fraction": 1.5})
+	for _, c := range []struct {
+		op          logical.Operation
+		path, field string
+		wrong       map[string]any
+		says        string
+	}{
+		{logical.UpdateOperation, "rotate/demo", "revoke", boolean, "revoke must be true or false"},
+		{logical.UpdateOperation, "refresh/demo", "rejected_token", text, "rejected_token must be a string"},
+		{logical.ListOperation, "status/", "recursive", boolean, "recursive must be true or false"},
+		{logical.ListOperation, "status/team/", "recursive", boolean, "recursive must be true or false"},
+		{logical.ListOperation, "status/", "limit", number, "limit must be a whole number and not negative"},
+		{logical.ListOperation, "status/team/", "limit", number, "limit must be a whole number and not negative"},
+		{logical.ListOperation, "status/", "after", text, "after must be a string"},
+		{logical.ListOperation, "status/team/", "after", text, "after must be a string"},
+	} {
+		t.Run(c.path+" "+c.field, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.write("team/demo", nil)
+				for kind, wrong := range c.wrong {
+					m.changesNothing(0, func() {
+						resp, err := m.request(c.op, c.path, map[string]any{c.field: wrong})
+						status, message := m.status(resp, err)
+						require.Equal(t, http.StatusBadRequest, status, kind)
+						require.Equal(t, c.says, message, kind)
+						require.NotContains(t, shown(t, resp, err), value)
+					})
+				}
+				require.NotContains(t, m.logs.String(), value)
+			})
+		})
+	}
+}
+
+func TestParametersAreTakenAsVaultsClientsWriteThem(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for _, name := range []string{"a", "b", "team/c"} {
+			m.write(name, nil)
+		}
+		listed := func(data map[string]any) any {
+			return m.ok(logical.ListOperation, "status/", data).Data["keys"]
+		}
+		for _, yes := range []any{true, "true", "1", 1, 1.0, json.Number("1")} {
+			require.Equal(t, []string{"a", "b", "team/c"}, listed(map[string]any{"recursive": yes}), "%#v", yes)
+		}
+		for _, no := range []any{false, "false", "0", 0, 0.0, json.Number("0")} {
+			require.Equal(t, []string{"a", "b", "team/"}, listed(map[string]any{"recursive": no}), "%#v", no)
+		}
+		for _, one := range []any{1, "1", json.Number("1")} {
+			require.Equal(t, []string{"a"}, listed(map[string]any{"limit": one}), "%#v", one)
+		}
+		for _, all := range []any{0, "0", math.MaxInt32} {
+			require.Len(t, listed(map[string]any{"limit": all}), 3, "%#v", all)
+		}
+		for _, after := range []any{"a", "aa"} {
+			require.Equal(t, []string{"b", "team/"}, listed(map[string]any{"after": after}), "%#v", after)
+		}
+		for _, no := range []any{false, "false", "0", 0, json.Number("0")} {
+			m.ok(logical.UpdateOperation, "rotate/a", map[string]any{"revoke": no})
+			require.Nil(t, m.statusOf("a")["revocation"], "%#v", no)
+			time.Sleep(forcedSpacing)
+		}
+		for _, yes := range []any{true, "true", "1", 1, json.Number("1")} {
+			m.ok(logical.UpdateOperation, "rotate/a", map[string]any{"revoke": yes})
+			require.Equal(t, revocationPending, m.statusOf("a")["revocation"], "%#v", yes)
+			time.Sleep(2 * forcedSpacing)
+			synctest.Wait()
+			require.NotEqual(t, revocationPending, m.statusOf("a")["revocation"], "%#v", yes)
+		}
+	})
+}
+
+func TestWhatIsSecretIsMarked(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		sensitive := map[string]bool{}
+		for _, area := range []string{"config/", "token/", "refresh/", "rotate/", "status/"} {
+			for name, field := range m.Route(area + "demo").Fields {
+				if field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
+					sensitive[area+name] = true
+				}
+			}
+		}
+		require.Equal(t, map[string]bool{
+			"config/secret": true, "config/proxy_url": true, "refresh/rejected_token": true,
+		}, sensitive)
+
+		special := m.SpecialPaths()
+		require.Contains(t, special.LocalStorage, framework.WALPrefix, "an entry is of the cluster that wrote it")
+		require.NotEmpty(t, special.SealWrapStorage)
+		for _, prefix := range special.SealWrapStorage {
+			require.True(t, strings.HasSuffix(prefix, "/"), "%q is one key, not all below it", prefix)
+		}
+	})
+}
+
 func TestAFieldThatIsNotKnownIsNeverShown(t *testing.T) {
 	const value = "v4lue-that-nobody-may-see"
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
@@ -281,6 +415,10 @@ func TestAFieldThatIsNotKnownIsNeverShown(t *testing.T) {
 
 func TestResponsesAreAsDeclared(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for _, name := range []string{"failing", "unread"} {
+			m.write(name, map[string]any{"appid": "wxnobody", "verify": false})
+		}
+		m.refused(logical.ReadOperation, "token/failing", nil)
 		for _, c := range []struct {
 			op   logical.Operation
 			path string
@@ -296,14 +434,26 @@ func TestResponsesAreAsDeclared(t *testing.T) {
 			{logical.ListOperation, "config/nobody/", nil},
 			{logical.ListOperation, "token/", nil},
 			{logical.ListOperation, "token/team/", nil},
+			{logical.ReadOperation, "status/team/a", nil},
+			{logical.UpdateOperation, "refresh/team/a", nil},
+			{logical.UpdateOperation, "refresh/team/a", map[string]any{"rejected_token": "of-another-time"}},
+			{logical.UpdateOperation, "rotate/team/a", map[string]any{"revoke": true}},
+			{logical.ReadOperation, "status/team/a", nil}, // with a revocation
+			{logical.ReadOperation, "status/unread", nil},
+			{logical.ReadOperation, "status/failing", nil},
+			{logical.ListOperation, "status/", nil},
+			{logical.ListOperation, "status/team/", nil},
+			{logical.ListOperation, "status/nobody/", nil},
+			{logical.ListOperation, "status/", map[string]any{"recursive": true}},
 			{logical.DeleteOperation, "config/team/a", nil},
 		} {
 			resp := m.ok(c.op, c.path, c.data)
 			declared := schema.GetResponseSchema(t, m.Route(c.path), c.op)
-			schema.ValidateResponse(t, declared, resp, true)
-			if c.op == logical.ReadOperation {
+			require.NotNil(t, declared, c.path)
+			if c.op != logical.ListOperation && len(declared.Fields) > 0 {
 				require.ElementsMatch(t, slices.Collect(maps.Keys(declared.Fields)), slices.Collect(maps.Keys(resp.Data)), c.path)
 			}
+			schema.ValidateResponse(t, declared, resp, true)
 		}
 	})
 }

@@ -431,7 +431,7 @@ func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation)
 	if st.doubted {
 		// Nobody knows what became of the last forced call: WeChat does.
 		if st, err = k.refresh(ctx, s, t, st); err != nil || st.doubted {
-			r.retry(forcedSpacing)
+			r.retry(backoffRevocation)
 			return
 		}
 	}
@@ -443,10 +443,10 @@ func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation)
 			return
 		case err != nil:
 			k.log.Warn("a revocation waits for its forced refresh", "account", t.name, "appid", acct.AppID, "error", err)
-			r.retry(forcedSpacing)
+			r.retry(backoffRevocation)
 			return
 		case done.same:
-			r.retry(forcedSpacing)
+			r.retry(backoffSame)
 			return
 		case done.state.forced() < r.Target: // the first of the two was never made
 			r.next = wallClock().Add(forcedSpacing)
@@ -472,11 +472,17 @@ func (r *revocation) equal(other *revocation) bool {
 	return r != nil && r.Name == other.Name && r.AccountID == other.AccountID && r.Requested.Equal(other.Requested)
 }
 
-// retry sets the next attempt: after first, then with growing distance up to an
-// hour, so that a day of failures does not use up the day's budget.
-func (r *revocation) retry(first time.Duration) {
+// The distances of a revocation's attempts. One that gets the same token again
+// counts at WeChat: a day of them leaves something of the day's budget.
+var (
+	backoffRevocation = backoff{forcedSpacing, time.Hour}
+	backoffSame       = backoff{forcedSpacing, 4 * time.Hour}
+)
+
+// retry sets the next attempt.
+func (r *revocation) retry(b backoff) {
 	r.failures++
-	r.next = wallClock().Add(backoff{first, time.Hour}.after(r.failures))
+	r.next = wallClock().Add(b.after(r.failures))
 }
 
 // resumeRevocation takes up a revocation that the write-ahead log still holds.

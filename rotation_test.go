@@ -272,18 +272,41 @@ func TestRevokeAgainDoesNotCancelWhatIsPending(t *testing.T) {
 		m.ticks(5)
 		seen, _ := m.forcedCalls()
 		require.Equal(t, 2, seen)
-
-		// One that is accepted takes its place.
-		m.ok(logical.UpdateOperation, "rotate/demo", revoke)
-		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
-		m.ticks(1)
-		time.Sleep(forcedSpacing)
-		m.ok(logical.UpdateOperation, "rotate/demo", revoke)
-		require.Len(t, m.walEntries(), 1)
-		m.ticks(5)
-		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
-		require.Empty(t, m.walEntries())
 	})
+}
+
+func TestARevocationThatIsAcceptedTakesThePlaceOfThePendingOne(t *testing.T) {
+	for name, meanwhile := range map[string]func(m *mount){
+		"undisturbed": func(*mount) {},
+		"restarted":   func(m *mount) { m.reopen() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				revoke := map[string]any{"revoke": true}
+				m.ok(logical.UpdateOperation, "rotate/demo", revoke)
+				first := m.walEntries()
+				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
+				time.Sleep(forcedSpacing)
+				synctest.Wait()
+				_, effective := m.forcedCalls()
+				require.Equal(t, 1, effective)
+				require.Equal(t, "pending", m.statusOf("demo")["revocation"], "the second forced refresh was refused")
+				require.Equal(t, first, m.walEntries())
+
+				m.ok(logical.UpdateOperation, "rotate/demo", revoke)
+				require.Len(t, m.walEntries(), 1, "the first is no longer announced")
+				require.NotEqual(t, first, m.walEntries())
+				meanwhile(m)
+				require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+				m.ticks(5)
+				_, effective = m.forcedCalls()
+				require.Equal(t, 3, effective, "two of the second request")
+				require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+				require.Empty(t, m.walEntries())
+			})
+		})
+	}
 }
 
 func TestAForcedRefreshThatFailsShowsInTheStatus(t *testing.T) {
@@ -350,6 +373,45 @@ func TestARevocationStaysPendingWhileWeChatHandsOutTheSameToken(t *testing.T) {
 	})
 }
 
+func TestADayOfTheSameTokenAgainLeavesSomeOfTheBudget(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.sim.Inject(wechatsim.Fault{Kind: "sametoken", Mode: "forced"})
+		time.Sleep(day - time.Second)
+		synctest.Wait()
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		require.Greater(t, m.statusOf("demo")["rotations_remaining"], 2)
+	})
+}
+
+func TestTheSameTokenAgainIsAskedForWithGrowingDistance(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.sim.Inject(wechatsim.Fault{Kind: "sametoken", Mode: "forced"})
+		m.ticks(60)
+		var forced []time.Time
+		for _, call := range m.sim.Calls("") {
+			if call.Forced {
+				forced = append(forced, call.Time)
+			}
+		}
+		require.GreaterOrEqual(t, len(forced), 6)
+		require.Equal(t, forcedPerDay-len(forced), m.statusOf("demo")["rotations_remaining"], "each of them counts")
+		require.LessOrEqual(t, len(forced), forcedPerDay/2, "an hour leaves half of the day's to whoever needs them")
+		for n := 3; n < len(forced); n++ {
+			require.Greater(t, forced[n].Sub(forced[n-1]), forced[n-1].Sub(forced[n-2]), "the %d. distance", n)
+		}
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		m.sim.ClearFaults()
+		m.ticks(60)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+		_, effective := m.forcedCalls()
+		require.Equal(t, 2, effective)
+	})
+}
+
 func TestTheSecondForcedRefreshWaitsForTheBudget(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
@@ -402,6 +464,118 @@ func TestWhatBecomesOfARevocationWhenItsAccountGoes(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAnAccountThatIsCreatedAgainHasNoRevocationPending(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		m.ok(logical.DeleteOperation, "config/demo", nil)
+		require.Empty(t, m.walEntries())
+		require.Empty(t, m.keeper.revocations)
+		m.write("demo", nil) // before the background would have looked at it
+		require.Nil(t, m.statusOf("demo")["revocation"])
+		m.ticks(5)
+		require.Nil(t, m.statusOf("demo")["revocation"])
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 1, seen)
+	})
+}
+
+func TestAForcedRefreshThatBringsATokenAboutToEndIsAFailure(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		stored := m.snapshot()["token/demo"]
+		m.sim.Inject(wechatsim.Fault{Kind: "expires_in", ExpiresIn: "4", Mode: "forced", Times: 1})
+		status, text := m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		require.Equal(t, http.StatusBadGateway, status)
+		require.Contains(t, text, "only 4s left")
+		require.Contains(t, text, "is not known")
+		require.Equal(t, stored, m.snapshot()["token/demo"], "it is not stored")
+		got := m.statusOf("demo")
+		require.Equal(t, "failing", got["state"])
+		require.Equal(t, 19, got["rotations_remaining"])
+		m.read("demo")
+		require.Equal(t, "healthy", m.statusOf("demo")["state"])
+	})
+}
+
+func TestABusyWeChatMayHaveReplacedTheToken(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		old := m.read("demo")
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: -1, Mode: "forced", Times: 1})
+		calls := m.calls()
+		status, text := m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		require.Equal(t, http.StatusBadGateway, status)
+		require.Contains(t, text, "errcode -1")
+		require.Contains(t, text, "is not known")
+		require.Equal(t, 19, m.statusOf("demo")["rotations_remaining"], "it may have counted")
+		require.Equal(t, calls+1, m.calls())
+		require.Equal(t, old["access_token"], m.read("demo")["access_token"])
+		require.Equal(t, calls+2, m.calls(), "only after WeChat has confirmed it")
+	})
+}
+
+func TestTheBudgetIsThatOfTheLast24Hours(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		begin := time.Now()
+		for range forcedPerDay {
+			m.ok(logical.UpdateOperation, "rotate/demo", nil)
+			time.Sleep(forcedSpacing)
+		}
+		refusedFor := func(seconds string) {
+			t.Helper()
+			require.Equal(t, 0, m.statusOf("demo")["rotations_remaining"])
+			status, text := m.refused(logical.UpdateOperation, "rotate/demo", nil)
+			require.Equal(t, http.StatusTooManyRequests, status)
+			require.Contains(t, text, "20 forced refreshes of an appid in 24 hours")
+			require.Contains(t, text, "try again in "+seconds+" seconds")
+		}
+		time.Sleep(time.Until(begin.Add(23*time.Hour + 30*time.Minute)))
+		refusedFor("1800")
+		time.Sleep(time.Until(begin.Add(day - 1500*time.Millisecond)))
+		refusedFor("2") // who waits that long is not refused again
+		time.Sleep(time.Until(begin.Add(day - time.Millisecond)))
+		refusedFor("1")
+
+		time.Sleep(time.Millisecond)
+		require.Equal(t, 1, m.statusOf("demo")["rotations_remaining"], "the first no longer counts")
+		time.Sleep(4 * forcedSpacing)
+		require.Equal(t, 5, m.statusOf("demo")["rotations_remaining"])
+		resp := m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		require.Equal(t, 4, resp.Data["rotations_remaining"])
+		var kept history
+		require.NoError(t, mustGet(m, historyKey(testAppID)).DecodeJSON(&kept))
+		require.Len(t, kept.Forced, forcedPerDay-4, "storage forgets what no longer counts")
+		time.Sleep(day)
+		require.Equal(t, forcedPerDay, m.statusOf("demo")["rotations_remaining"])
+	})
+}
+
+func TestTheSecondsToWaitAreRoundedUp(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		for _, c := range []struct {
+			after time.Duration
+			says  string
+		}{
+			{0, "try again in 30 seconds"},
+			{time.Millisecond, "try again in 30 seconds"},
+			{forcedSpacing - 1500*time.Millisecond, "try again in 2 seconds"},
+			{forcedSpacing - time.Second, "try again in 1 seconds"},
+			{forcedSpacing - time.Millisecond, "try again in 1 seconds"},
+		} {
+			time.Sleep(time.Until(m.sim.Calls("")[1].Time.Add(c.after)))
+			_, text := m.refused(logical.UpdateOperation, "rotate/demo", nil)
+			require.Contains(t, text, c.says, "after %s", c.after)
+		}
+		time.Sleep(time.Millisecond)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+	})
 }
 
 // forcing are the operations after which a token may be dead.

@@ -53,15 +53,21 @@ func permissions(accounts ...string) []permission {
 	return all
 }
 
-// try carries out an operation with a client's rights.
+// errNothing is a read or a list that is answered with nothing: the client takes
+// the 404 of a path that does not exist for that, too.
+var errNothing = errors.New("answered with nothing")
+
+// try carries out an operation with a client's rights. The accounts that it is
+// about have to exist.
 func (p permission) try(client *api.Client, e *engine) error {
 	full := e.path + "/" + p.path
+	var answer *api.Secret
 	var err error
 	switch p.operation {
 	case "read":
-		_, err = client.Logical().Read(full)
+		answer, err = client.Logical().Read(full)
 	case "list":
-		_, err = client.Logical().List(strings.TrimSuffix(full, "/"))
+		answer, err = client.Logical().List(strings.TrimSuffix(full, "/"))
 	case "delete":
 		_, err = client.Logical().Delete(full)
 	case "write":
@@ -72,6 +78,9 @@ func (p permission) try(client *api.Client, e *engine) error {
 		_, err = client.Logical().Write(full, data)
 	default:
 		panic("unknown operation " + p.operation)
+	}
+	if err == nil && answer == nil && (p.operation == "read" || p.operation == "list") {
+		return errNothing
 	}
 	return err
 }

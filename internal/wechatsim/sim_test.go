@@ -2,6 +2,7 @@ package wechatsim_test
 
 import (
 	"context"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -157,6 +158,18 @@ func TestForcedMode(t *testing.T) {
 			},
 		},
 		{
+			name:    "refreshes nothing so soon in the overlap either, where a normal call does",
+			account: wechatsim.Account{Lifetime: 20 * second, Overlap: 5 * second},
+			test: func(p *platform) {
+				token := p.wantNew(p.forced(), 20)
+				time.Sleep(16 * second)
+				p.wantToken(p.forced(), token, 4)
+				p.wantChecked(token, 0)
+				p.wantNew(p.normal(), 20, token)
+				p.wantChecked(token, 0)
+			},
+		},
+		{
 			name: "issues a token where none lives, however soon",
 			test: func(p *platform) {
 				old := p.wantNew(p.forced(), 7200)
@@ -247,10 +260,8 @@ func TestForcedMode(t *testing.T) {
 func TestLimits(t *testing.T) {
 	t.Run("10,000 calls a minute, then 45011 until the minute is over", func(t *testing.T) {
 		inBubble(t, wechatsim.Account{}, func(p *platform) {
-			for range 10_000 {
-				direct(p.Sim)
-			}
-			token := p.Current(appid)
+			token := p.wantNew(p.normal(), 7200)
+			p.directly(9_999, token)
 			p.wantErrcode(p.normal(), 45011)
 			p.wantErrcode(p.forced(), 45011)
 			time.Sleep(time.Minute - ms)
@@ -282,10 +293,20 @@ func TestLimits(t *testing.T) {
 	})
 }
 
-// direct makes a normal call past the network.
-func direct(sim *wechatsim.Sim) {
-	r := httptest.NewRequest("POST", "/cgi-bin/stable_token", strings.NewReader(callBody(false)))
-	sim.ServeHTTP(httptest.NewRecorder(), r)
+// directly makes n normal calls past the network, each of which has to be
+// answered with the token.
+func (p *platform) directly(n int, token string) {
+	p.t.Helper()
+	r := httptest.NewRequest("POST", "/cgi-bin/stable_token", http.NoBody)
+	call := callBody(false)
+	for i := range n {
+		r.Body = io.NopCloser(strings.NewReader(call))
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, r)
+		if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"`+token+`"`) {
+			p.t.Fatalf("the %d. call is not answered with the token", i+1)
+		}
+	}
 }
 
 func TestRefusals(t *testing.T) {

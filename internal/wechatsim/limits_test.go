@@ -1,0 +1,32 @@
+package wechatsim
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Half a million calls take too long to be made: all but the last one are written
+// into the account's record.
+func TestTheLimitOfADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sim := New()
+		sim.SetAccount("wx", Account{Secret: "s"})
+		sim.account("wx").day = slices.Repeat(window{time.Now()}, 499_999)
+		want := func(errcode int, forced bool) {
+			t.Helper()
+			ans, _ := sim.work(request{AppID: "wx", Secret: "s", ForceRefresh: forced}, false)
+			if ans.Errcode != errcode || (ans.Token == "") != (errcode != 0) {
+				t.Errorf("got errcode %d, a token %t; want errcode %d", ans.Errcode, ans.Token != "", errcode)
+			}
+		}
+		want(0, false)
+		want(45009, false)
+		want(45009, true)
+		time.Sleep(24*time.Hour - time.Millisecond)
+		want(45009, false)
+		time.Sleep(time.Millisecond)
+		want(0, false)
+	})
+}

@@ -97,8 +97,8 @@ func (m *mount) reopen() {
 	m.open()
 }
 
-// tokens returns every token in storage or current at WeChat, to be looked for
-// where none may be.
+// tokens returns the token that is current at WeChat, to be looked for where none
+// may be.
 func (m *mount) tokens() []string {
 	var all []string
 	if current := m.sim.Current(testAppID); current != "" {
@@ -161,7 +161,7 @@ func (m *mount) status(resp *logical.Response, err error) (int, string) {
 	return status, err.Error()
 }
 
-// account is what it takes to write the account testAppID, with changes.
+// account1 is what it takes to write the account testAppID, with changes.
 func account1(changes map[string]any) map[string]any {
 	data := map[string]any{"appid": testAppID, "secret": testSecret, "base_url": testURL}
 	maps.Copy(data, changes)

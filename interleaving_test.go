@@ -727,3 +727,26 @@ func TestAListOfStatusesWhoseCallerLeavesIsNotEmpty(t *testing.T) {
 		require.ErrorIs(t, err, context.Canceled)
 	})
 }
+
+func TestARevocationThatIsCompleteIsNotMoved(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.storage.failing(func(op, key string) error {
+			if op == "delete" && strings.HasPrefix(key, framework.WALPrefix) {
+				return errStorage
+			}
+			return nil
+		})
+		time.Sleep(forcedSpacing + time.Second)
+		synctest.Wait()
+		m.storage.failing(nil)
+		require.Len(t, m.walEntries(), 1, "its announcement could not be withdrawn")
+		m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+		require.Empty(t, m.walEntries())
+	})
+}

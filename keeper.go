@@ -213,6 +213,9 @@ func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) (*stat
 	}
 	t.unsure = false
 	st := newState(acct, tok, h.Epoch, rand.Float64()) //nolint:gosec // jitter needs no secrecy
+	if now := wallClock(); st.token != nil && st.token.RotatedAt.Sub(now) > clockTolerance && k.writable() {
+		st = st.anew(now) // the clock was set back since
+	}
 	if st.token == nil && last != nil && last.accountID == st.accountID {
 		st.failure = last.failure // somebody waits for this token: it is tried on
 	}

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
@@ -553,6 +554,31 @@ func TestAVerifiedWriteThatLearnsOfAnOutsideReplacementServesNoDeadToken(t *test
 	})
 }
 
+// storedLater makes what is stored of the account demo as much later: the clock
+// was set back since.
+func (m *mount) storedLater(by time.Duration) {
+	m.t.Helper()
+	ctx := m.t.Context()
+	tok, err := readToken(ctx, m.storage, "demo")
+	require.NoError(m.t, err)
+	tok.RotatedAt, tok.ExpireTime = tok.RotatedAt.Add(by), tok.ExpireTime.Add(by)
+	require.NoError(m.t, writeEntry(ctx, m.storage, "token/demo", tok))
+	_, err = m.keeper.changeHistory(ctx, m.storage, testAppID, func(h *history) error {
+		for i := range h.Forced {
+			h.Forced[i] = h.Forced[i].Add(by)
+		}
+		return nil
+	})
+	require.NoError(m.t, err)
+	all, err := revocations(ctx, m.storage, m.walEntries())
+	require.NoError(m.t, err)
+	for _, r := range all {
+		require.NoError(m.t, framework.DeleteWAL(ctx, m.storage, r.walID))
+		r.Requested = r.Requested.Add(by)
+		require.NoError(m.t, r.announce(ctx, m.storage))
+	}
+}
+
 // setClockBack is what the engine sees when the machine's clock is set back, but
 // the other way round: what it remembers is of later times.
 func (m *mount) setClockBack(by time.Duration) {
@@ -659,10 +685,7 @@ func TestAClockThatWasSetBackIsNoticedAfterARestart(t *testing.T) {
 		},
 		"set back while it was down": func(m *mount) {
 			m.close()
-			tok, err := readToken(m.t.Context(), m.storage, "demo")
-			require.NoError(m.t, err)
-			tok.RotatedAt, tok.ExpireTime = tok.RotatedAt.Add(8*time.Hour), tok.ExpireTime.Add(8*time.Hour)
-			require.NoError(m.t, writeEntry(m.t.Context(), m.storage, "token/demo", tok))
+			m.storedLater(8 * time.Hour)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -693,5 +716,63 @@ func TestAClockThatIsSetBackInventsNoSuccess(t *testing.T) {
 		synctest.Wait()
 		require.Nil(t, m.statusOf("demo")["last_success_time"])
 		require.Zero(t, m.calls())
+	})
+}
+
+func TestAClockThatIsSetBackPostponesNoRevocation(t *testing.T) {
+	for name, after := range map[string]func(m *mount){
+		"over a restart": func(m *mount) {
+			m.close()
+			m.storedLater(8 * time.Hour)
+			m.open()
+		},
+		"before the account moves": func(m *mount) {
+			m.setClockBack(8 * time.Hour)
+			m.storedLater(8 * time.Hour)
+			require.NoError(m.t, m.tick(m.t.Context(), nil))
+			synctest.Wait()
+			m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				after(m)
+				m.ticks(3)
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 2, seen)
+			})
+		})
+	}
+}
+
+func TestAReportInAnOutageIsNotForgotten(t *testing.T) {
+	for _, syncInterval := range []string{"0", "5m", "24h"} {
+		t.Run("sync_interval "+syncInterval, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", map[string]any{"sync_interval": syncInterval})
+				time.Sleep(time.Minute)
+				m.sim.ForceOutside(testAppID)
+				m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable})
+				m.refused(logical.UpdateOperation, "refresh/demo", nil)
+				time.Sleep(10 * time.Minute)
+				m.sim.ClearFaults()
+				time.Sleep(slowRetry)
+				synctest.Wait()
+				m.read("demo")
+				require.Equal(t, "healthy", m.statusOf("demo")["state"])
+			})
+		})
+	}
+}
+
+func TestAStandbyWhoseClockIsBehindServesFromItsMemory(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.storedLater(2 * clockTolerance)
+		standby := m.standby()
+		defer standby.Cleanup(t.Context())
+		standby.ok(logical.ReadOperation, "token/demo", nil)
 	})
 }

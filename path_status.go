@@ -46,7 +46,7 @@ func (b *backend) statusPaths() []*framework.Path {
 					"last_success_time":    {Type: framework.TypeString, Description: "When WeChat last answered with a token, since the plugin started."},
 					"last_error":           {Type: framework.TypeMap, Description: "The last attempt, if it failed: errcode, class, message, rid, time, advice."},
 					"consecutive_failures": {Type: framework.TypeInt, Description: "Failed attempts since the last one that did not fail."},
-					"next_attempt_time":    {Type: framework.TypeString, Description: "When WeChat is asked next after a failure, and not before."},
+					"next_attempt_time":    {Type: framework.TypeString, Description: "When the engine asks WeChat next by itself, after a failure."},
 					"rotations_remaining":  {Type: framework.TypeInt, Description: "Forced refreshes of this appid left in the rolling 24 hours."},
 					"revocation":           {Type: framework.TypeString, Description: "pending, or when the last revocation was complete."},
 				}}}},

@@ -70,13 +70,23 @@ func moveRevocation(ctx context.Context, s logical.Storage, name string, st *sta
 		return nil, err
 	}
 	all, err := revocations(ctx, s, ids)
+	var moved *revocation
 	for _, r := range all {
-		if r.Name == name && r.AccountID == st.accountID {
-			r.AccountID, r.Target = acct.ID, max(1, r.Target-st.forced())
-			return r, r.announce(ctx, s)
+		if r.Name == name && r.open(st) && (moved == nil || moved.Requested.Before(r.Requested)) {
+			moved = r
 		}
 	}
-	return nil, err
+	if moved == nil {
+		return nil, err
+	}
+	moved.AccountID, moved.Target = acct.ID, moved.Target-st.forced()
+	return moved, moved.announce(ctx, s)
+}
+
+// open reports whether a forced refresh of the account whose state is st is still
+// to come.
+func (r *revocation) open(st *state) bool {
+	return r.AccountID == st.accountID && st.forced() < r.Target && wallClock().Sub(r.Requested) <= revocationAge
 }
 
 // pendRevocation has the background carry out r for the account of this name, or
@@ -225,7 +235,7 @@ func (k *keeper) isRevoking(ctx context.Context, s logical.Storage, name string,
 	ids, _ := framework.ListWAL(ctx, s)
 	all, _ := revocations(ctx, s, ids) // what cannot be read is not shown
 	return slices.ContainsFunc(all, func(r *revocation) bool {
-		return r.Name == name && r.AccountID == st.accountID && st.forced() < r.Target
+		return r.Name == name && r.open(st)
 	})
 }
 
@@ -246,6 +256,9 @@ func revocations(ctx context.Context, s logical.Storage, ids []string) ([]*revoc
 			continue
 		}
 		r.walID, r.next = id, r.Requested.Add(forcedSpacing)
+		if latest := wallClock().Add(forcedSpacing); latest.Before(r.next) {
+			r.next = latest // the clock was set back since
+		}
 		all = append(all, r)
 	}
 	return all, errors.Join(errs...)

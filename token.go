@@ -42,8 +42,10 @@ const (
 	backgroundLag = retryTTL
 
 	// quickRetries is how many times a failure is tried again by its backoff while
-	// no token is due. After that the next comparison is early enough.
+	// no token is due. After that slowRetry, or the next comparison, is early
+	// enough.
 	quickRetries = 5
+	slowRetry    = defaultSyncInterval
 )
 
 // token is an access token as it is stored. The stored times are constant for
@@ -201,9 +203,6 @@ func newState(acct *account, t *token, epoch int, jitter float64) *state {
 	if t != nil && t.AccountID == acct.ID {
 		st.token = t
 		st.due = dueAt(t.RotatedAt, t.end().Sub(t.RotatedAt))
-		if now := wallClock(); t.RotatedAt.Sub(now) > clockTolerance {
-			st.due = now // the clock was set back since: WeChat knows when it ends
-		}
 		st.scheduleSync(wallClock(), jitter)
 		if t.Epoch != epoch {
 			st = st.doubtedSince(wallClock())
@@ -333,8 +332,13 @@ func (st *state) wake() time.Time {
 	if !st.sync.IsZero() && st.sync.Before(at) {
 		at = st.sync
 	}
-	if st.failure != nil && at.Before(st.failure.next) {
-		at = st.failure.next
+	if f := st.failure; f != nil {
+		if retry := f.at.Add(slowRetry); retry.Before(at) {
+			at = retry
+		}
+		if at.Before(f.next) {
+			at = f.next
+		}
 	}
 	return at
 }

@@ -65,24 +65,24 @@ func (k *keeper) loadAll(s logical.Storage) {
 		if k.ctx.Err() != nil {
 			break
 		}
-		group.Go(func() error {
-			k.loadOne(s, name)
-			return nil
-		})
+		group.Go(func() error { return k.loadOne(s, name) })
 	}
-	_ = group.Wait() // no error is returned
+	_ = group.Wait() // fails only while the mount is being closed
 	k.log.Debug("accounts loaded", "accounts", len(all))
 }
 
-func (k *keeper) loadOne(s logical.Storage, name string) {
+// loadOne loads an account unless somebody else has. It fails only while the mount
+// is being closed.
+func (k *keeper) loadOne(s logical.Storage, name string) error {
 	t, err := k.acquire(k.ctx, name)
 	if err != nil {
-		return
+		return err
 	}
 	defer k.release(t)
 	if t.current() == nil {
 		k.reload(k.ctx, s, t)
 	}
+	return nil
 }
 
 // tend does what is due for an account, from the background.

@@ -521,6 +521,26 @@ func TestAClosedMountCountsNoForcedRefresh(t *testing.T) {
 	})
 }
 
+// moveTo2 gives the account another base_url of the same platform.
+func moveTo2(changes map[string]any) map[string]any {
+	data := account1(map[string]any{"base_url": "http://127.0.0.2"})
+	maps.Copy(data, changes)
+	return data
+}
+
+// hasRevoked checks that the revocation of the account demo took two forced calls,
+// that the leaked token is dead, and that nothing is left to do.
+func (m *mount) hasRevoked(leaked string) {
+	m.t.Helper()
+	require.NotContains(m.t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
+	require.Empty(m.t, m.walEntries())
+	seen, _ := m.forcedCalls()
+	require.Equal(m.t, 2, seen)
+	_, errcode := m.sim.Check(leaked)
+	require.NotZero(m.t, errcode)
+	m.read("demo")
+}
+
 func TestARevocationSurvivesAnotherBaseURL(t *testing.T) {
 	for name, c := range map[string]struct {
 		changes map[string]any
@@ -541,8 +561,7 @@ func TestARevocationSurvivesAnotherBaseURL(t *testing.T) {
 				m.write("demo", nil)
 				leaked := m.read("demo")["access_token"].(string)
 				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-				change := account1(map[string]any{"base_url": "http://127.0.0.2"})
-				maps.Copy(change, c.changes)
+				change := moveTo2(c.changes)
 				if c.fail != "" {
 					m.storage.failing(func(op, key string) error {
 						if op == "put" && key == c.fail {
@@ -560,13 +579,7 @@ func TestARevocationSurvivesAnotherBaseURL(t *testing.T) {
 					m.reopen()
 				}
 				m.ticks(4)
-				require.NotContains(t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
-				require.Empty(t, m.walEntries())
-				seen, _ := m.forcedCalls()
-				require.Equal(t, 2, seen)
-				_, errcode := m.sim.Check(leaked)
-				require.NotZero(t, errcode)
-				m.read("demo")
+				m.hasRevoked(leaked)
 			})
 		})
 	}
@@ -605,20 +618,13 @@ func TestTicksReadNoAnnouncementThatIsInHand(t *testing.T) {
 	})
 }
 
-// moveTo2 gives the account another base_url of the same platform.
-func moveTo2(changes map[string]any) map[string]any {
-	data := account1(map[string]any{"base_url": "http://127.0.0.2"})
-	maps.Copy(data, changes)
-	return data
-}
-
 func TestARevocationThatMovesIsNeitherLostNorDoubled(t *testing.T) {
 	for _, fault := range []string{"fails", "loses its answer", "is cut off"} {
 		for _, verify := range []bool{true, false} {
 			for _, restarts := range []bool{true, false} {
 				for n, reached := 1, true; reached; n++ {
 					t.Run(fmt.Sprintf("operation %d %s, verify %t, restarts %t", n, fault, verify, restarts), func(t *testing.T) {
-						inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+						inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(_ *testing.T, m *mount) {
 							m.write("demo", nil)
 							leaked := m.read("demo")["access_token"].(string)
 							m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
@@ -641,13 +647,7 @@ func TestARevocationThatMovesIsNeitherLostNorDoubled(t *testing.T) {
 								m.reopen()
 							}
 							m.ticks(6)
-							require.NotContains(t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
-							require.Empty(t, m.walEntries())
-							seen, _ := m.forcedCalls()
-							require.Equal(t, 2, seen)
-							_, errcode := m.sim.Check(leaked)
-							require.NotZero(t, errcode)
-							m.read("demo")
+							m.hasRevoked(leaked)
 						})
 					})
 				}

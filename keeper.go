@@ -397,7 +397,7 @@ var (
 // accountOf reads the configuration that belongs to a state.
 func (k *keeper) accountOf(ctx context.Context, s logical.Storage, t *tracked, st *state) (*account, error) {
 	acct, err := readAccount(ctx, s, t.name)
-	if err == nil && (acct == nil || acct.ID != st.accountID) {
+	if err == nil && (acct == nil || !st.is(acct)) {
 		t.forget() // another node changed it
 		return nil, errChanged
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -65,29 +64,16 @@ func moveRevocation(ctx context.Context, s logical.Storage, name string, st *sta
 		return nil, nil
 	}
 	// Memory need not know it yet, or still knows one of an account before.
-	ids, err := framework.ListWAL(ctx, s)
-	if err != nil {
+	r, err := openRevocation(ctx, s, name, st)
+	if r == nil {
 		return nil, err
 	}
-	all, err := revocations(ctx, s, ids)
-	var moved *revocation
-	for _, r := range all {
-		if r.Name == name && r.open(st) && (moved == nil || moved.Requested.Before(r.Requested)) {
-			moved = r
-		}
-	}
-	if moved == nil {
-		return nil, err
-	}
-	moved.AccountID, moved.Target = acct.ID, moved.Target-st.forced()
-	return moved, moved.announce(ctx, s)
+	r.AccountID, r.Target = acct.ID, r.Target-st.forced()
+	return r, r.announce(ctx, s)
 }
 
-// open reports whether a forced refresh of the account whose state is st is still
-// to come.
-func (r *revocation) open(st *state) bool {
-	return r.AccountID == st.accountID && st.forced() < r.Target && wallClock().Sub(r.Requested) <= revocationAge
-}
+// expired reports whether r is tried no longer.
+func (r *revocation) expired() bool { return wallClock().Sub(r.Requested) > revocationAge }
 
 // pendRevocation has the background carry out r for the account of this name, or
 // none if r is nil, and returns what was pending before.
@@ -133,7 +119,7 @@ func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation)
 	case acct == nil || acct.ID != r.AccountID:
 		k.dropRevocation(ctx, s, r)
 		return
-	case wallClock().Sub(r.Requested) > revocationAge:
+	case r.expired():
 		k.log.Error("a revocation was given up after a day: the leaked token has run out by itself", "account", t.name, "appid", acct.AppID)
 		k.dropRevocation(ctx, s, r)
 		return
@@ -202,7 +188,7 @@ func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, t *tra
 	if err != nil {
 		return err
 	}
-	if acct == nil || acct.ID != r.AccountID || wallClock().Sub(r.Requested) > revocationAge {
+	if acct == nil || acct.ID != r.AccountID || r.expired() {
 		return nil
 	}
 	tok, err := readToken(ctx, s, r.Name)
@@ -232,11 +218,27 @@ func (k *keeper) isRevoking(ctx context.Context, s logical.Storage, name string,
 		return false
 	default:
 	}
-	ids, _ := framework.ListWAL(ctx, s)
-	all, _ := revocations(ctx, s, ids) // what cannot be read is not shown
-	return slices.ContainsFunc(all, func(r *revocation) bool {
-		return r.Name == name && r.open(st)
-	})
+	r, _ := openRevocation(ctx, s, name, st) // what cannot be read is not shown
+	return r != nil
+}
+
+// openRevocation returns the revocation in the write-ahead log by which a forced
+// refresh of the account whose state is st is still to come, the latest if there
+// are several. With nil the error tells what could not be read.
+func openRevocation(ctx context.Context, s logical.Storage, name string, st *state) (*revocation, error) {
+	ids, err := framework.ListWAL(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	all, err := revocations(ctx, s, ids)
+	var latest *revocation
+	for _, r := range all {
+		open := r.Name == name && r.AccountID == st.accountID && st.forced() < r.Target && !r.expired()
+		if open && (latest == nil || latest.Requested.Before(r.Requested)) {
+			latest = r
+		}
+	}
+	return latest, err
 }
 
 // revocations reads those of the write-ahead log's entries. One that cannot be

@@ -189,10 +189,10 @@ type state struct {
 type failure struct {
 	*problem
 	at    time.Time
-	next  time.Time // no attempt before this
-	count int       // failures in a row
-	run   int       // of them, the latest that call for the same backoff
-	took  time.Duration
+	next  time.Time     // no attempt before this
+	count int           // failures in a row
+	run   int           // of them, the latest that call for the same backoff
+	took  time.Duration // the last attempt
 }
 
 // newState is what storage tells of an account, epoch being that of its appid's

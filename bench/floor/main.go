@@ -1,7 +1,7 @@
 // Command floor is the least that a plugin of Vault can do for a read: it
 // answers with a constant, of the shape and size of the engine's answer. What a
-// read of it costs is Vault's, and what every external plugin built on the SDK
-// pays; `make bench` measures the engine against it.
+// read of it costs is Vault's, and what every external plugin pays that leaves the
+// SDK and Go's runtime as they are; `make bench` measures the engine against it.
 package main
 
 import (

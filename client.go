@@ -51,8 +51,8 @@ type endpoint struct {
 	timeout time.Duration
 }
 
-// grant is WeChat's answer: a token and what is left of its life.
-type grant struct {
+// tokenAnswer is WeChat's answer: a token and what is left of its life.
+type tokenAnswer struct {
 	token    string
 	asked    time.Time     // when the request was sent: the life left counts from here at the latest
 	answered time.Time     // when the answer was read
@@ -82,7 +82,7 @@ const transportIdle = 24 * time.Hour
 
 // stableToken asks WeChat for the account's token. A forced call kills the
 // previous token. Every error is a *problem, unless ctx was cancelled.
-func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*grant, error) {
+func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*tokenAnswer, error) {
 	transport, err := c.transport(e)
 	if err != nil {
 		return nil, &problem{rule: ruleUnreachable, detail: scrub(err.Error(), e)}
@@ -123,10 +123,6 @@ func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*gran
 	return g, nil
 }
 
-// wallClock is the time without the monotonic reading: a token runs out by
-// WeChat's clock also while this machine is suspended.
-func wallClock() time.Time { return time.Now().Round(0) }
-
 // noRedirect refuses redirects: the secret goes to base_url and nowhere else.
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
@@ -146,7 +142,7 @@ func unreachable(ctx context.Context, err error, e endpoint) error {
 }
 
 // parseAnswer accepts the one documented success, and names everything else.
-func parseAnswer(status int, raw []byte) (*grant, *problem) {
+func parseAnswer(status int, raw []byte) (*tokenAnswer, *problem) {
 	switch {
 	case status >= 500:
 		return nil, &problem{rule: ruleUnavailable, detail: fmt.Sprintf("HTTP %d", status)}
@@ -182,7 +178,7 @@ func parseAnswer(status int, raw []byte) (*grant, *problem) {
 	if answer.ExpiresIn < int64(maxLifetime/time.Second) {
 		lifetime = time.Duration(answer.ExpiresIn) * time.Second
 	}
-	return &grant{token: answer.AccessToken, lifetime: lifetime}, nil
+	return &tokenAnswer{token: answer.AccessToken, lifetime: lifetime}, nil
 }
 
 // WeChat's texts vary; these find the request ID and the caller's IP in all

@@ -83,7 +83,7 @@ func refusing(errcode int, errmsg string) http.Handler {
 }
 
 // requireProblem is the problem that err has to be.
-func requireProblem(t *testing.T, g *grant, err error) *problem {
+func requireProblem(t *testing.T, g *tokenAnswer, err error) *problem {
 	t.Helper()
 	require.Nil(t, g)
 	p, ok := err.(*problem) //nolint:errorlint // the client returns it bare
@@ -134,7 +134,7 @@ func TestAGrantTellsWhatIsLeftSinceWhen(t *testing.T) {
 		start := wallClock()
 		first, err := c.stableToken(t.Context(), testEndpoint(), false)
 		require.NoError(t, err)
-		require.Equal(t, &grant{
+		require.Equal(t, &tokenAnswer{
 			token: sim.Current(testAppID), asked: start, answered: start.Add(2 * time.Second), lifetime: 7200 * time.Second,
 		}, first)
 

@@ -133,9 +133,9 @@ func (p *problem) definite() bool {
 	return p.local || documented && p.class != classTransient
 }
 
-// once returns err as it is told to somebody whose request the engine does not
+// withoutRetryPromise returns err as it is told to somebody whose request the engine does not
 // repeat by itself.
-func once(err error) error {
+func withoutRetryPromise(err error) error {
 	p := problemOf(err)
 	if p == nil {
 		return err

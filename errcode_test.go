@@ -187,12 +187,12 @@ func TestAProblemTellsEverythingOnce(t *testing.T) {
 
 func TestAdviceToWhoeverIsNotServedLater(t *testing.T) {
 	for errcode, rule := range errcodes {
-		told := once(&problem{rule: rule, errcode: errcode})
+		told := withoutRetryPromise(&problem{rule: rule, errcode: errcode})
 		require.NotContains(t, told.Error(), triesAgain)
 		require.NotEmpty(t, problemOf(told).advice)
 	}
 	for _, rule := range []rule{ruleUnreachable, ruleUnavailable, ruleAnswer, ruleStorage} {
-		require.NotContains(t, once(&problem{rule: rule}).Error(), triesAgain)
+		require.NotContains(t, withoutRetryPromise(&problem{rule: rule}).Error(), triesAgain)
 	}
-	require.Equal(t, errStorage, once(errStorage))
+	require.Equal(t, errStorage, withoutRetryPromise(errStorage))
 }

@@ -52,7 +52,7 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 		if problemOf(err) == nil {
 			return nil, fmt.Errorf("%s: %w", words, err)
 		}
-		return failureResponse(words, once(err))
+		return failureResponse(words, withoutRetryPromise(err))
 	}
 	if done == nil {
 		return unknownAccount(req, name), nil

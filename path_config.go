@@ -152,7 +152,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		return logical.ErrorResponse(invalid.Error()), nil
 	}
 	if err != nil {
-		return failureResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(withoutRetryPromise(err)))
+		return operatorResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(withoutRetryPromise(err)))
 	}
 	resp := &logical.Response{}
 	if revoking && anotherAppID {

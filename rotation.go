@@ -87,7 +87,7 @@ func (h *history) limited(wait time.Duration) *problem {
 	seconds := int64(math.Ceil(wait.Seconds()))
 	return &problem{
 		rule:  rule{classQuota, http.StatusTooManyRequests, backoff{wait, wait}, meaning, fmt.Sprintf("try again in %d seconds", seconds)},
-		local: true,
+		local: true, hadNoEffect: true,
 	}
 }
 
@@ -193,7 +193,7 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 		return nil, err
 	}
 	r, err = k.force(ctx, s, t, st, cfg)
-	if problemOf(err).definite() || errors.Is(err, errNotBegun) {
+	if problemOf(err).noEffect() || errors.Is(err, errNotBegun) {
 		// Nothing was done, and one that was pending before goes on.
 		k.dropRevocation(ctx, s, announced)
 		return nil, err
@@ -252,7 +252,7 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 	k.doubtTwins(t.name, cfg.AppID)
 
 	g, err := k.client.stableToken(k.ctx, cfg.endpoint(), true)
-	if problemOf(err).definite() {
+	if problemOf(err).noEffect() {
 		k.undoForce(ctx, s, t, st)
 		return nil, err
 	}

@@ -301,7 +301,7 @@ func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
 	}{
 		"server error":       {wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable}, backoffTransient, latency},
 		"busy":               {wechatsim.Fault{Kind: "errcode", Errcode: -1}, backoffTransient, latency},
-		"quota of a minute":  {wechatsim.Fault{Kind: "errcode", Errcode: 45011}, backoffMinute, latency},
+		"quota of a minute":  {wechatsim.Fault{Kind: "errcode", Errcode: 45011}, backoffQuota, latency},
 		"IP not whitelisted": {wechatsim.Fault{Kind: "errcode", Errcode: 40164}, backoffPerson, latency},
 		"hang":               {wechatsim.Fault{Kind: "hang"}, backoffTransient, defaultRequestTimeout},
 	} {
@@ -486,7 +486,7 @@ func BenchmarkParseAnswer(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if g, p := parseAnswer(http.StatusOK, []byte(raw)); g == nil && p == nil {
+				if g, p := parseAnswer(apiStableToken, http.StatusOK, []byte(raw), []string{testSecret}); g == nil && p == nil {
 					b.Fatal("neither a token nor a problem")
 				}
 			}

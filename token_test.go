@@ -266,8 +266,8 @@ func TestFailed(t *testing.T) {
 			{secret, 2, 30 * time.Second, 30 * time.Second},
 			{secret, 3, 45 * time.Second, time.Minute},
 			{busy, 4, time.Second, time.Second},
-			{blocked, 5, time.Hour, time.Hour},
-			{blocked, 6, time.Hour, time.Hour},
+			{blocked, 5, time.Minute, time.Minute},
+			{blocked, 6, 90 * time.Second, 2 * time.Minute},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -43,8 +43,12 @@ func (s *Sim) Calls(appid string) []Call {
 	return s.CallsOf(APIToken, appid)
 }
 
-// CallsOf returns the calls of an API, or of [AllAPIs], as [Sim.Calls] does.
+// CallsOf returns the calls of an API, or of [AllAPIs], as [Sim.Calls] does; it
+// panics if there is no such API.
 func (s *Sim) CallsOf(api, appid string) []Call {
+	if api != AllAPIs {
+		mustKnow(api)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	calls := []Call{}
@@ -63,8 +67,11 @@ func (s *Sim) MaxInFlight(appid string) int {
 }
 
 // MaxInFlightOf returns for an API, or for [AllAPIs] together, what
-// [Sim.MaxInFlight] does.
+// [Sim.MaxInFlight] does; it panics if there is no such API.
 func (s *Sim) MaxInFlightOf(api, appid string) int {
+	if api != AllAPIs {
+		mustKnow(api)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.maxInFlight[counted{api, appid}]

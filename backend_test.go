@@ -168,6 +168,18 @@ func account1(changes map[string]any) map[string]any {
 	return data
 }
 
+// account1Config is that configuration as far as it says which history is its.
+func account1Config() *config { return &config{AppID: testAppID, BaseURL: testURL} }
+
+// history returns the stored history of the appid of account1.
+func (m *mount) history() *history {
+	m.t.Helper()
+	h := &history{}
+	_, err := readEntry(m.t.Context(), m.storage, historyKey(account1Config()), h)
+	require.NoError(m.t, err)
+	return h
+}
+
 // write configures an account with sync_interval 0, unless changes say
 // otherwise: then every call that WeChat sees is one that the test is about.
 func (m *mount) write(name string, changes map[string]any) *logical.Response {

@@ -49,6 +49,7 @@ type endpoint struct {
 	proxy   string // "" follows the environment's proxy variables
 	caPEM   string // roots besides the system's
 	timeout time.Duration
+	trial   bool // the account is not stored
 }
 
 // tokenAnswer is WeChat's answer: a token and what is left of its life.
@@ -271,7 +272,7 @@ func (c *client) transport(e endpoint) (*http.Transport, error) {
 
 func newTransport(proxy, caPEM string) (*http.Transport, error) {
 	t := cleanhttp.DefaultPooledTransport()
-	t.MaxIdleConnsPerHost = healthyLane
+	t.MaxIdleConnsPerHost = laneLimits[fastLane].perHost
 	t.IdleConnTimeout = idleTimeout
 	t.TLSHandshakeTimeout = 0   // request_timeout bounds the whole exchange
 	t.ForceAttemptHTTP2 = false // net/http would offer it to https proxies, and cannot speak it with them

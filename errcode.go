@@ -123,9 +123,9 @@ type problem struct {
 	local   bool   // the engine's own limit: WeChat was not asked
 }
 
-// definite reports whether it is certain that a forced call did nothing: WeChat
+// noEffect reports whether it is certain that a forced call did nothing: WeChat
 // refused it, or was not asked.
-func (p *problem) definite() bool {
+func (p *problem) noEffect() bool {
 	if p == nil {
 		return false
 	}

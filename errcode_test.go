@@ -58,7 +58,7 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 func TestWhetherAForcedCallDidNothingForCertain(t *testing.T) {
 	for errcode := range errcodes {
 		p := &problem{rule: errcodes[errcode], errcode: errcode}
-		require.Equal(t, errcode != -1, p.definite(), "errcode %d", errcode)
+		require.Equal(t, errcode != -1, p.noEffect(), "errcode %d", errcode)
 	}
 	for name, c := range map[string]struct {
 		problem *problem
@@ -72,7 +72,7 @@ func TestWhetherAForcedCallDidNothingForCertain(t *testing.T) {
 		"storage":                 {&problem{rule: ruleStorage}, false},
 		"the engine's own limit":  {(&history{}).limited(time.Second), true},
 	} {
-		require.Equal(t, c.want, c.problem.definite(), name)
+		require.Equal(t, c.want, c.problem.noEffect(), name)
 	}
 }
 

@@ -63,7 +63,7 @@ func TestClosingTheMountWithRequestsInFlight(t *testing.T) {
 }
 
 func TestAMountThatIsClosedWhileItLoadsStaysClosed(t *testing.T) {
-	for _, at := range [][2]string{{"list", "config/"}, {"get", "config/demo"}, {"get", "token/demo"}, {"get", historyKey(testAppID)}} {
+	for _, at := range [][2]string{{"list", "config/"}, {"get", "config/demo"}, {"get", "token/demo"}, {"get", historyKey(account1Config())}} {
 		t.Run(at[0]+" "+at[1], func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.write("demo", nil)
@@ -245,7 +245,7 @@ func TestAStandbyHandsOutNoTokenThatTheActiveNodeHasKilled(t *testing.T) {
 		// The active node forces for demo, and then cannot reach WeChat for twin.
 		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: 503, Mode: "normal"})
 		m.ok(logical.UpdateOperation, "rotate/demo", nil)
-		for _, key := range []string{historyKey(testAppID), "token/demo"} {
+		for _, key := range []string{historyKey(account1Config()), "token/demo"} {
 			standby.InvalidateKey(t.Context(), key) // as Vault does for what changed
 		}
 		standby.read("demo")
@@ -349,7 +349,7 @@ func TestARevokeThatWasNotBegunPromisesNothing(t *testing.T) {
 }
 
 func TestATokenThatWeChatHasDisownedIsNotServedIfItsSuccessorCannotBeStored(t *testing.T) {
-	for _, key := range []string{"token/demo", historyKey(testAppID)} {
+	for _, key := range []string{"token/demo", historyKey(account1Config())} {
 		t.Run(key, func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.write("demo", map[string]any{"sync_interval": "5m"})
@@ -424,15 +424,16 @@ func TestATwinsForcedRefreshDoesNotMakeAFailingAccountForgotten(t *testing.T) {
 }
 
 func TestAClockThatStepsBackDuringAForcedCallLosesNoCount(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+	synctest.Test(t, func(t *testing.T) {
+		ap, s := &appid{key: "rotation/wx"}, newFaultyStorage()
 		now := wallClock()
-		made := &history{
-			Version: schemaVersion, Epoch: 2,
-			Forced: []time.Time{now.Add(-time.Hour), now.Add(maxRequestTimeout + time.Second)},
-		}
-		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(testAppID), made))
-		require.NoError(t, m.keeper.dateForce(t.Context(), m.storage, testAppID, now))
-		h, err := readHistory(t.Context(), m.storage, testAppID)
+		ap.history.Forced = []forcedCall{{At: now.Add(-time.Hour), Epoch: 1}}
+		f, err := ap.announce(t.Context(), s, 2, maxRequestTimeout)
+		require.NoError(t, err)
+		ap.end(f, now.Add(-time.Minute), granted("T2", 0, 7200))
+		require.NoError(t, ap.save(t.Context(), s))
+		var h history
+		_, err = readEntry(t.Context(), s, ap.key, &h)
 		require.NoError(t, err)
 		require.Len(t, h.Forced, 2)
 	})
@@ -475,7 +476,7 @@ func TestATokenOnItsWayIntoMemoryIsNotOvertakenByAForcedRefresh(t *testing.T) {
 				var rotation sync.WaitGroup
 				m.storage.hooked(func(op, key string) {
 					switch {
-					case op == "put" && key == historyKey(testAppID):
+					case op == "put" && key == historyKey(account1Config()):
 						time.Sleep(time.Second) // the rotation comes after the reader's look at the token
 					case op == "put" && key == "token/twin":
 						rotation.Go(func() { m.ok(logical.UpdateOperation, "rotate/demo", nil) })

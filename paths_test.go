@@ -43,7 +43,7 @@ func (m *mount) known() map[string]state {
 	m.keeper.mu.RLock()
 	defer m.keeper.mu.RUnlock()
 	all := map[string]state{}
-	for name, t := range m.keeper.tracked {
+	for name, t := range m.keeper.accounts {
 		if st := t.current(); st != nil {
 			all[name] = *st
 		}

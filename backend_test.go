@@ -424,8 +424,17 @@ func TestReplicationStatesGateWritesAndCalls(t *testing.T) {
 				m.open()
 				before, writes := m.calls(), m.storage.written()
 
-				m.read("warm") // a cached token is served everywhere
+				for _, path := range []string{"token/warm", "status/warm"} {
+					_, err := m.request(logical.ReadOperation, path, nil)
+					if c.writable {
+						require.NoError(t, err)
+					} else {
+						require.Equal(t, logical.ErrReadOnly, err, "what is in memory there may be stale: %s", path)
+					}
+				}
 				require.Equal(t, before, m.calls())
+				m.ok(logical.ReadOperation, "config/warm", nil) // which storage answers
+				require.Equal(t, []string{"cold", "warm"}, m.ok(logical.ListOperation, "token/", nil).Data["keys"])
 
 				_, err := m.request(logical.ReadOperation, "token/cold", nil)
 				_, writeErr := m.request(logical.UpdateOperation, "config/cold", account1(nil))

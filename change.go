@@ -10,9 +10,9 @@ import (
 
 // configured is what came of a write of a configuration.
 type configured struct {
-	invalid error    // why the fields of the write are refused; nothing else is set then
-	twins   []string // the other accounts of the same appid at the same upstream
-	ended   bool     // a pending revocation has ended, incomplete: it was of another appid's token
+	invalid error  // why the fields of the write are refused; nothing else is set then
+	appid   *appid // which the account has now
+	ended   bool   // a pending revocation has ended, incomplete: it was of another appid's token
 }
 
 // configure creates or changes an account. update makes the new configuration
@@ -55,7 +55,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 			return nil, err
 		}
 	}
-	done := &configured{}
+	done := &configured{appid: ap}
 	if st.sameAccount(cfg) {
 		err = a.storeSame(ctx, s, st, cfg, answer)
 	} else {
@@ -65,7 +65,6 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	if err != nil {
 		return nil, err
 	}
-	done.twins = ap.others(name)
 	return done, nil
 }
 
@@ -90,7 +89,7 @@ func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, c
 	}
 	a.setState(st.reconfigured(cfg))
 	if r := a.revocation.Load(); r != nil {
-		r.next, r.failures = wallClock(), 0 // whoever writes has mended what it waits for
+		r.retryNow()
 	}
 	return nil
 }

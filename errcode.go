@@ -32,9 +32,7 @@ type backoff struct{ first, most time.Duration }
 var (
 	backoffTransient = backoff{time.Second, time.Minute}
 	backoffPerson    = backoff{30 * time.Second, 5 * time.Minute}
-	backoffMinute    = backoff{time.Minute, time.Minute}
-	backoffHour      = backoff{time.Hour, time.Hour}
-	backoffDay       = backoff{24 * time.Hour, 24 * time.Hour}
+	backoffQuota     = backoff{time.Minute, 10 * time.Minute}
 )
 
 // after returns the wait that follows the n-th failure in a row, n from 1.
@@ -90,8 +88,8 @@ var errcodes = map[int]rule{
 	41002: {classBug, http.StatusBadGateway, backoffPerson, "WeChat saw no appid", adviceRelay},
 	41004: {classBug, http.StatusBadGateway, backoffPerson, "WeChat saw no secret", adviceRelay},
 	43002: {classBug, http.StatusBadGateway, backoffPerson, "WeChat saw no POST", adviceRelay},
-	45009: {classQuota, http.StatusTooManyRequests, backoffHour, "the account's daily quota is used up", "wait for the next day, or reset the quota in the account's console"},
-	45011: {classQuota, http.StatusTooManyRequests, backoffMinute, "the account's quota of this minute is used up", adviceNothing},
+	45009: {classQuota, http.StatusTooManyRequests, backoffQuota, "the account's daily quota is used up", "wait for the next day, or reset the quota in the account's console"},
+	45011: {classQuota, http.StatusTooManyRequests, backoffQuota, "the account's quota of this minute is used up", adviceNothing},
 	45035: {classAdmission, http.StatusBadRequest, backoffPerson, "the caller's IP is not whitelisted", adviceWhitelist},
 	47001: {classBug, http.StatusBadGateway, backoffPerson, "WeChat could not read the request's body", adviceRelay},
 	48004: {classAccount, http.StatusBadRequest, backoffPerson, "the account may not use this API", adviceConsole},
@@ -100,8 +98,8 @@ var errcodes = map[int]rule{
 	61004: {classAdmission, http.StatusBadRequest, backoffPerson, "the caller's IP is not whitelisted", adviceWhitelist},
 	89501: {classHuman, http.StatusBadRequest, backoffPerson, "an administrator has to confirm the caller's IP", adviceConfirm},
 	89503: {classHuman, http.StatusBadRequest, backoffPerson, "an administrator has to confirm the caller's IP", adviceConfirm},
-	89506: {classHuman, http.StatusBadRequest, backoffDay, "an administrator refused the caller's IP twice; it is blocked for 24 hours", adviceTalk},
-	89507: {classHuman, http.StatusBadRequest, backoffHour, "an administrator refused the caller's IP; it is blocked for an hour", adviceTalk},
+	89506: {classHuman, http.StatusBadRequest, backoffQuota, "an administrator refused the caller's IP twice; it is blocked for 24 hours", adviceTalk},
+	89507: {classHuman, http.StatusBadRequest, backoffQuota, "an administrator refused the caller's IP; it is blocked for an hour", adviceTalk},
 }
 
 // The failures that carry no documented errcode.

@@ -149,7 +149,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	if done.ended {
 		resp.AddWarning("The revocation that was pending has ended, incomplete: it was of the other appid's token.")
 	}
-	b.warnOfTwins(ctx, resp, name, done.twins)
+	b.warnOfTwins(ctx, resp, name, done.appid)
 	if len(resp.Warnings) == 0 && !namesUnknown(data) {
 		return nil, nil
 	}
@@ -181,7 +181,7 @@ func withVerifyHint(err error) error {
 // warnOfTwins adds a warning that tells of the mount's other accounts with the same
 // appid at the same upstream. It names those of the same level, whose names the writer
 // may know, and counts the others.
-func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name string, twins []string) {
+func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name string, ap *appid) {
 	timeout := time.NewTimer(twinsTimeout)
 	defer timeout.Stop()
 	select {
@@ -190,6 +190,7 @@ func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name 
 	case <-timeout.C:
 		resp.AddWarning("Not all accounts of this mount are loaded yet, so others with the same appid may not be told of.")
 	}
+	twins := ap.others(name)
 	level := name[:strings.LastIndex(name, "/")+1]
 	var near []string
 	for _, twin := range twins {

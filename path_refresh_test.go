@@ -206,7 +206,10 @@ func TestAReportIsNeverForwardedHalfDone(t *testing.T) {
 			op := m.Route(path).Operations[logical.UpdateOperation].Properties()
 			require.True(t, op.ForwardPerformanceStandby && op.ForwardPerformanceSecondary, path)
 		}
-		require.False(t, m.Route("token/demo").Operations[logical.ReadOperation].Properties().ForwardPerformanceStandby)
+		for path, forwarded := range map[string]bool{"token/demo": true, "status/demo": true, "config/demo": false} {
+			op := m.Route(path).Operations[logical.ReadOperation].Properties()
+			require.Equal(t, forwarded, op.ForwardPerformanceStandby && op.ForwardPerformanceSecondary, path)
+		}
 	})
 }
 

@@ -67,6 +67,15 @@ func (r *revocation) retry(b backoff) {
 	r.next = wallClock().Add(b.after(r.failures))
 }
 
+// retryNow ends the wait for what a person has mended, but not the one between two
+// forced calls.
+func (r *revocation) retryNow() {
+	r.next, r.failures = wallClock(), 0
+	if second := r.Requested.Add(forcedSpacing); r.next.Before(second) && r.next.After(r.Requested) {
+		r.next = second
+	}
+}
+
 // equal reports whether r and the other are of the same request.
 func (r *revocation) equal(other *revocation) bool {
 	return r != nil && r.Name == other.Name && r.AccountID == other.AccountID && r.Requested.Equal(other.Requested)

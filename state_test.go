@@ -28,7 +28,9 @@ func granted(token string, asked, lifetime float64) *tokenAnswer {
 }
 
 // adopted is the token that an answer makes of old.
-func adopted(g *tokenAnswer, old *token) *token { return tokenFrom(g, old, &config{ID: "account-1"}, 0, false) }
+func adopted(g *tokenAnswer, old *token) *token {
+	return tokenFrom(g, old, &config{ID: "account-1"}, 0, false)
+}
 
 // fresh is the state after a first answer at noon.
 func fresh(lifetime float64) *state {
@@ -37,7 +39,9 @@ func fresh(lifetime float64) *state {
 }
 
 // nothingFetched is the state of an account whose token nobody has asked for yet.
-func nothingFetched() *state { return &state{accountID: "account-1", appID: testAppID, appid: &appid{}} }
+func nothingFetched() *state {
+	return &state{accountID: "account-1", appID: testAppID, appid: &appid{}}
+}
 
 // answered is the state after an answer.
 func answered(st *state, g *tokenAnswer) *state { return st.succeeded(g, adopted(g, st.token), 1) }
@@ -350,21 +354,17 @@ func TestAnUnconfirmedTokenIsNotHandedOutUntilItIsConfirmedOrReplaced(t *testing
 		require.True(t, after(100).Equal(st.wake()), "the background asks at once")
 
 		for name, token := range map[string]string{"confirmed": "T1", "replaced": "T2"} {
-			t.Run(name, func(t *testing.T) {
-				g := granted(token, 101, 7099)
-				got := st.succeeded(g, tokenFrom(g, st.token, &config{ID: "account-1"}, 7, false), 1)
-				require.True(t, got.servable(after(101)))
-				require.Equal(t, token, got.token.AccessToken)
-				require.Equal(t, after(6910), got.due)
-			})
+			g := granted(token, 101, 7099)
+			got := st.succeeded(g, tokenFrom(g, st.token, &config{ID: "account-1"}, 7, false), 1)
+			require.True(t, got.servable(after(101)), name)
+			require.Equal(t, token, got.token.AccessToken, name)
+			require.Equal(t, after(6910), got.due, name)
 		}
 
-		t.Run("after a restart", func(t *testing.T) {
-			stored := adopted(granted("T1", 0, 7200), nil)
-			got := newState(&config{ID: "account-1"}, st.appid, stored, 0)
-			require.Equal(t, stored, got.token)
-			require.False(t, got.usable(after(100)), "a token of another epoch may be dead")
-		})
+		stored := adopted(granted("T1", 0, 7200), nil)
+		got := newState(&config{ID: "account-1"}, st.appid, stored, 0)
+		require.Equal(t, stored, got.token)
+		require.False(t, got.usable(after(100)), "after a restart, too, a token of another epoch may be dead")
 	})
 }
 
@@ -381,16 +381,16 @@ func TestATokenRemembersHowOftenItWasReplacedByForce(t *testing.T) {
 		forced  bool
 		want    int
 	}{
-		"the same token":                         {"T1", "account-1", epoch, 100, false, 5},
-		"the same token after a forced call":     {"T1", "account-1", epoch + 1, 100, false, 5},
-		"the same token of a forced call":        {"T1", "account-1", epoch + 1, 100, true, 5},
-		"another token in its time":              {"T2", "account-1", epoch, 100, false, 5},
-		"another token after a forced call":      {"T2", "account-1", epoch + 1, 100, false, 6},
-		"another token after one, near its end":  {"T2", "account-1", epoch + 1, 6901, false, 5},
-		"another token of a forced call":         {"T2", "account-1", epoch + 1, 100, true, 6},
-		"another token of one, near its end":     {"T2", "account-1", epoch + 1, 6901, true, 6},
-		"another account's token":                {"T2", "account-2", epoch, 100, false, 0},
-		"another account's after a forced call":  {"T2", "account-2", epoch + 1, 100, false, 0},
+		"the same token":                        {"T1", "account-1", epoch, 100, false, 5},
+		"the same token after a forced call":    {"T1", "account-1", epoch + 1, 100, false, 5},
+		"the same token of a forced call":       {"T1", "account-1", epoch + 1, 100, true, 5},
+		"another token in its time":             {"T2", "account-1", epoch, 100, false, 5},
+		"another token after a forced call":     {"T2", "account-1", epoch + 1, 100, false, 6},
+		"another token after one, near its end": {"T2", "account-1", epoch + 1, 6901, false, 5},
+		"another token of a forced call":        {"T2", "account-1", epoch + 1, 100, true, 6},
+		"another token of one, near its end":    {"T2", "account-1", epoch + 1, 6901, true, 6},
+		"another account's token":               {"T2", "account-2", epoch, 100, false, 0},
+		"another account's after a forced call": {"T2", "account-2", epoch + 1, 100, false, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := tokenFrom(granted(c.token, c.asked, 7100), old, &config{ID: c.account}, c.epoch, c.forced)

@@ -71,7 +71,7 @@ func (r *revocation) retry(b backoff) {
 // forced calls.
 func (r *revocation) retryNow() {
 	r.next, r.failures = wallClock(), 0
-	if second := r.Requested.Add(forcedSpacing); r.next.Before(second) && r.next.After(r.Requested) {
+	if second := r.Requested.Add(forcedSpacing); r.next.Before(second) && !r.next.Before(r.Requested) {
 		r.next = second
 	}
 }

@@ -169,7 +169,7 @@ func (h history) limited(wait time.Duration) *problem {
 	seconds := int64(math.Ceil(wait.Seconds()))
 	return &problem{
 		rule:  rule{classQuota, http.StatusTooManyRequests, backoff{wait, wait}, meaning, fmt.Sprintf("try again in %d seconds", seconds)},
-		local: true,
+		local: true, hadNoEffect: true,
 	}
 }
 

@@ -279,7 +279,7 @@ func TestTheProxysPasswordIsNeverShown(t *testing.T) {
 	const password = "pr0xy-passw0rd"
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		proxies := []string{
-			"http://egress:" + password + "@127.0.0.1:3128",
+			"http://egress:" + password + "@127.0.0.1:3128",   // which refuses
 			"https://egress:" + password + "@127.0.0.1:3128",  // which speaks no TLS
 			"socks5://egress:" + password + "@127.0.0.1:1080", // nor SOCKS
 		}

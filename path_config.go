@@ -140,7 +140,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	verify := data.Get("verify").(bool) && sets(data, "appid", "secret", "base_url", "proxy_url", "ca_pem", "verify")
 	done, err := b.keeper.configure(ctx, req.Storage, name, verify, func(old *config) (*config, error) { return old.update(data) })
 	if err != nil {
-		return failureResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(withoutRetryPromise(err)))
+		return operatorResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(withoutRetryPromise(err)))
 	}
 	if done.invalid != nil {
 		return logical.ErrorResponse(done.invalid.Error()), nil

@@ -49,7 +49,7 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 		if problemOf(err) == nil {
 			return nil, fmt.Errorf("%s: %w", words, err)
 		}
-		return failureResponse(words, withoutRetryPromise(err))
+		return operatorResponse(words, withoutRetryPromise(err))
 	}
 	if done == nil {
 		return unknownAccount(req, name), nil

@@ -240,7 +240,8 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 func (a *account) noteFailure(st *state, p *problem, begun time.Time) *state {
 	st = st.failed(p, begun, wallClock(), syncJitter())
 	a.setState(st)
-	a.log.Warn("no token from WeChat", "account", a.name, "appid", st.appID, "class", string(p.class), "errcode", p.errcode, "rid", p.rid,
-		"failures", st.failure.count, "next_attempt", timestamp(st.failure.next), "message", p.message())
+	a.log.Warn("no token from WeChat", append([]any{
+		"account", a.name, "appid", st.appID, "failures", st.failure.count, "next_attempt", timestamp(st.failure.next),
+	}, p.logFields()...)...)
 	return st
 }

@@ -485,7 +485,7 @@ func BenchmarkParseAnswer(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if g, p := parseAnswer(http.StatusOK, []byte(raw)); g == nil && p == nil {
+				if g, p := parseAnswer(apiStableToken, http.StatusOK, []byte(raw), []string{testSecret}); g == nil && p == nil {
 					b.Fatal("neither a token nor a problem")
 				}
 			}

@@ -54,7 +54,7 @@ func failedAt(st *state, at float64) *state {
 func TestAdopt(t *testing.T) {
 	old := adopted(granted("T1", 0, 7200), nil)
 	for name, c := range map[string]struct {
-		grant   *tokenAnswer
+		answer  *tokenAnswer
 		old     *token
 		rotated time.Time
 		expires time.Time
@@ -72,8 +72,8 @@ func TestAdopt(t *testing.T) {
 		"another token at an earlier moment":          {granted("T2", -1, 7200), old, after(-1), after(7199)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := adopted(c.grant, c.old)
-			require.Equal(t, c.grant.token, got.AccessToken)
+			got := adopted(c.answer, c.old)
+			require.Equal(t, c.answer.token, got.AccessToken)
 			require.Equal(t, "account-1", got.AccountID)
 			require.Equal(t, schemaVersion, got.Version)
 			require.Equal(t, c.rotated, got.RotatedAt)

@@ -52,11 +52,11 @@ var (
 )
 
 // readDocument reads the page at a path.
-func readDocument(t *testing.T, file string) document {
+func readDocument(t *testing.T, file string) *document {
 	t.Helper()
 	text, err := os.ReadFile(filepath.FromSlash(file))
 	require.NoError(t, err)
-	p := document{anchors: map[string]bool{}}
+	p := &document{anchors: map[string]bool{}}
 	var prose strings.Builder
 	inCode, joined := false, ""
 	for line := range strings.Lines(string(text)) {
@@ -82,6 +82,17 @@ func readDocument(t *testing.T, file string) document {
 	require.False(t, inCode, "%s: a block of code has no end", file)
 	p.prose = prose.String()
 	return p
+}
+
+// commands returns the commands of the blocks of code.
+func (p *document) commands() []string {
+	var all []string
+	for _, line := range p.code {
+		if command, shown := strings.CutPrefix(strings.TrimSpace(line), "$ "); shown {
+			all = append(all, command)
+		}
+	}
+	return all
 }
 
 // addAnchor adds what GitHub makes of a heading: lower case, spaces as hyphens,
@@ -154,6 +165,7 @@ func TestEveryPageHasItsChineseTwin(t *testing.T) {
 		}
 		english, chinese := readDocument(t, file), readDocument(t, twin)
 		require.Equal(t, english.levels, chinese.levels, "the headings of %s and of its twin", file)
+		require.Equal(t, english.commands(), chinese.commands(), "the commands of %s and of its twin", file)
 		require.Contains(t, english.prose, "("+path.Base(twin)+")", "%s leads to its twin", file)
 		require.Contains(t, chinese.prose, "("+path.Base(file)+")", "%s leads to its twin", twin)
 	}

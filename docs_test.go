@@ -24,7 +24,7 @@ var englishOnly = []string{"CHANGELOG.md", "CONTRIBUTING.md", "docs/benchmarks.m
 func pages(t *testing.T) []string {
 	t.Helper()
 	var all []string
-	for _, pattern := range []string{"*.md", "docs/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "examples/*/README*.md"} {
 		files, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		for _, file := range files {

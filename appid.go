@@ -22,12 +22,6 @@ import (
 )
 
 const (
-	// WeChat's limits for forced refreshes of one appid.
-	forcedPerDay  = 20
-	forcedSpacing = 30 * time.Second
-
-	day = 24 * time.Hour
-
 	// storageTimeout bounds the storage operations that belong to one call of
 	// WeChat: they outlive the request that caused them, so that no answer is lost.
 	storageTimeout = 30 * time.Second

@@ -22,7 +22,8 @@ const operationPrefix = "wechat"
 // backend is one mount of the engine.
 type backend struct {
 	*framework.Backend
-	keeper *keeper
+	keeper    *keeper
+	exchanges *exchanges
 }
 
 // Factory makes a mount. Vault also calls it at registration, without storage,
@@ -45,9 +46,12 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		// comes first.
 		Paths: framework.PathAppend(
 			b.tokenPaths(),
+			b.code2SessionPaths(),
+			b.oauth2Paths(),
 			b.refreshPaths(),
 			b.statusPaths(),
 			b.rotatePaths(),
+			b.clearQuotaPaths(),
 			b.configPaths(),
 		),
 		InitializeFunc:    b.initialize,
@@ -65,7 +69,9 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		return nil, err
 	}
 	// All mounts of a plugin process share one logger.
-	b.keeper = newKeeper(b.Logger().With("mount", conf.BackendUUID), c, b.WriteSafeReplicationState)
+	log := b.Logger().With("mount", conf.BackendUUID)
+	b.keeper = newKeeper(log, c, b.WriteSafeReplicationState)
+	b.exchanges = newExchanges(b.keeper.ctx, log, c)
 	return b, nil
 }
 

@@ -203,7 +203,7 @@ type gate struct {
 
 func newGate(t *testing.T, e *engine) *gate {
 	t.Helper()
-	vault, err := url.Parse(e.vault.address)
+	vault, err := url.Parse(e.vault.Address())
 	must(t, err)
 	g := &gate{}
 	proxy := httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {

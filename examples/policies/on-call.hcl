@@ -1,6 +1,10 @@
 # On-call answers incidents: sees what is wrong, has a token that WeChat rejects
 # looked at, and replaces one that leaked. It can neither read a token nor change
 # an account.
+#
+# An error of rotate/ may name WeChat's rid of a call that carried the AppSecret,
+# and with a token of the account a rid may open that call's record: give nobody
+# both rotate/ and token/. The same holds for config/, and for the server's log.
 
 path "wechat/status/*" {
   capabilities = ["read", "list"]

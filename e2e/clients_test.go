@@ -183,7 +183,13 @@ func (c *client) start(t *testing.T, command []string, environment ...string) {
 // calls has the client make a call, and returns how it ended.
 func (c *client) calls(t *testing.T) string {
 	t.Helper()
-	_, err := io.WriteString(c.lines, "\n")
+	return c.asked(t, "")
+}
+
+// asked sends the client a line, and returns the line that it answers.
+func (c *client) asked(t *testing.T, line string) string {
+	t.Helper()
+	_, err := io.WriteString(c.lines, line+"\n")
 	must(t, err)
 	answer, err := c.answers.ReadString('\n')
 	if err != nil {

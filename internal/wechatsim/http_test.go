@@ -182,7 +182,7 @@ func TestControl(t *testing.T) {
 		{"lists the calls", func(p *platform) {
 			p.forced()
 			_, raw, err := p.exchange(p.t.Context(), "GET", "/_sim/calls?appid="+appid, "")
-			want := `[{"time":"2000-01-01T00:00:00Z","appid":"` + appid + `","forced":true,"errcode":0,"fault":"","issued":true}]`
+			want := `[{"time":"2000-01-01T00:00:00Z","api":"stable_token","appid":"` + appid + `","forced":true,"errcode":0,"fault":"","issued":true}]`
 			if err != nil || raw != want {
 				p.t.Errorf("got %s, %v; want %s", raw, err, want)
 			}

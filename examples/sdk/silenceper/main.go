@@ -19,6 +19,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/silenceper/wechat/v2/cache"
 	"github.com/silenceper/wechat/v2/officialaccount"
 	"github.com/silenceper/wechat/v2/officialaccount/config"
 	"github.com/silenceper/wechat/v2/util"
@@ -36,9 +37,9 @@ func main() {
 		util.SetURIModifier(func(uri string) string { return strings.Replace(uri, "https://api.weixin.qq.com", base, 1) })
 	}
 
-	// No AppSecret, and no cache: the tokens are Vault's. For a mini program the
-	// handle is set in the same way.
-	official := officialaccount.NewOfficialAccount(&config.Config{AppID: os.Getenv("WECHAT_APPID")})
+	// No AppSecret. The SDK insists on a cache, which stays empty: the tokens are
+	// Vault's. For a mini program the handle is set in the same way.
+	official := officialaccount.NewOfficialAccount(&config.Config{AppID: os.Getenv("WECHAT_APPID"), Cache: cache.NewMemory()})
 	official.SetAccessTokenHandle(vault)
 	official.GetJs().SetJsTicketHandle(vault)
 

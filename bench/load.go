@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/vaulttest"
 )
 
 // settling is how long a slice's load runs before it is measured.
@@ -63,7 +65,7 @@ func (l *load) connect(ctx context.Context) error {
 	}
 	c := &conn{tcp: tcp, reader: bufio.NewReader(tcp)}
 	l.conns = append(l.conns, c)
-	if err := tcp.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := tcp.SetDeadline(time.Now().Add(vaulttest.Patience)); err != nil {
 		return err
 	}
 	for i, s := range subjects {
@@ -88,7 +90,7 @@ func (l *load) slice(ctx context.Context, t *tally, c cell, length time.Duration
 	var readers errgroup.Group
 	latencies := make([][]time.Duration, c.connections)
 	for i, conn := range l.conns[:c.connections] {
-		if err := conn.tcp.SetDeadline(end.Add(patience)); err != nil {
+		if err := conn.tcp.SetDeadline(end.Add(vaulttest.Patience)); err != nil {
 			return err
 		}
 		readers.Go(func() error {

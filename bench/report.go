@@ -155,8 +155,8 @@ func (v *vault) conditions(o options) (string, error) {
 			fmt.Fprintf(&b, " (%s)", model)
 		}
 	}
-	fmt.Fprintf(&b, ".\nVault %s; this engine with SDK %s and %s; external KV %s with SDK %s and %s.\n",
-		v.version, sdkOf(engine), engine.GoVersion, kv.Main.Version, sdkOf(kv), kv.GoVersion)
+	fmt.Fprintf(&b, ".\n%s; this engine with SDK %s and %s; external KV %s with SDK %s and %s.\n",
+		v.Host, sdkOf(engine), engine.GoVersion, kv.Main.Version, sdkOf(kv), kv.GoVersion)
 	fmt.Fprintf(&b, "Runs: %d, each of %d rounds with slices of %s. The figures are the medians of the runs, with their range in parentheses.\n",
 		o.runs, o.rounds, o.slice)
 	return b.String(), nil

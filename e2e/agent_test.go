@@ -18,6 +18,7 @@ import (
 
 	"github.com/hashicorp/vault/api"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/vaulttest"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -31,7 +32,7 @@ func example(t *testing.T, path string) string {
 
 // agent is a Vault Agent, with a directory in which it has all its files.
 type agent struct {
-	vault *vault
+	vault *vaulttest.Server
 	role  string // the AppRole it logs in with
 	dir   string
 }
@@ -39,7 +40,7 @@ type agent struct {
 // newAgent prepares an Agent that logs in with an AppRole of the given name,
 // which has the policy of the same name. A login lasts for a minute, so that a
 // test of some minutes sees it replaced.
-func newAgent(t *testing.T, v *vault, role string) *agent {
+func newAgent(t *testing.T, v *vaulttest.Server, role string) *agent {
 	t.Helper()
 	a := &agent{vault: v, role: role, dir: t.TempDir()}
 	path := "auth/approle/role/" + role
@@ -49,7 +50,7 @@ func newAgent(t *testing.T, v *vault, role string) *agent {
 	must(t, err)
 	secret, err := v.Logical().Write(path+"/secret-id", nil)
 	must(t, err)
-	v.hide(secret.Data["secret_id"].(string))
+	v.Hide(secret.Data["secret_id"].(string))
 	a.write(t, "role-id", id.Data["role_id"].(string), 0o600)
 	a.write(t, "secret-id", secret.Data["secret_id"].(string), 0o600)
 	return a
@@ -67,7 +68,7 @@ func (a *agent) write(t *testing.T, name, text string, mode os.FileMode) {
 func (a *agent) start(t *testing.T, config string) {
 	t.Helper()
 	a.write(t, "agent.hcl", strings.NewReplacer(
-		"https://vault.example.com:8200", a.vault.address,
+		"https://vault.example.com:8200", a.vault.Address(),
 		"/etc/vault-agent/", a.dir+"/",
 		"/run/vault-agent/", a.dir+"/",
 		"/usr/local/bin/", a.dir+"/",
@@ -78,7 +79,7 @@ func (a *agent) start(t *testing.T, config string) {
 	// The shell ends the Agent, and the Agent its application, when the test
 	// closes the pipe, or when the tests end in whichever way.
 	cmd := exec.Command("sh", "-c", `"$@" & agent=$!; read -r _; kill "$agent"; wait "$agent"`, "sh",
-		subject.vault, "agent", "-config="+a.file("agent.hcl"))
+		subject.host.Path, "agent", "-config="+a.file("agent.hcl"))
 	cmd.Env = []string{"HOME=" + a.dir, "PATH=" + os.Getenv("PATH")}
 	cmd.Stdout, cmd.Stderr = log, log
 	pipe, err := cmd.StdinPipe()
@@ -187,11 +188,11 @@ func (c *checker) holds(token string) bool {
 	return c.token == token
 }
 
-// requests counts the requests of each AppRole in the server's audit file, those
+// requestsOf counts the requests of each AppRole in the server's audit file, those
 // for the path and all.
-func (v *vault) requests(t *testing.T, path string) (forPath, all map[string]int) {
+func requestsOf(t *testing.T, v *vaulttest.Server, path string) (forPath, all map[string]int) {
 	t.Helper()
-	file, err := os.Open(v.auditFile())
+	file, err := os.Open(v.AuditFile())
 	must(t, err)
 	defer file.Close()
 	forPath, all = map[string]int{}, map[string]int{}
@@ -304,7 +305,7 @@ cd "${0%/*}" && printf %s "$WECHAT_ACCESS_TOKEN" >held.new && mv held.new held &
 	survived(12)
 
 	elapsed := time.Since(began)
-	reads, all := v.requests(t, "wechat/token/team-a/shop")
+	reads, all := requestsOf(t, v, "wechat/token/team-a/shop")
 	for _, c := range checkers {
 		c.mu.Lock()
 		during := 0

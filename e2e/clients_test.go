@@ -238,7 +238,7 @@ func (g *gate) expect(mount, namespace string) {
 
 func newGate(t *testing.T, e *engine) *gate {
 	t.Helper()
-	vault, err := url.Parse(e.vault.address)
+	vault, err := url.Parse(e.vault.Address())
 	must(t, err)
 	g := &gate{mount: "wechat"}
 	proxy := httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(vault) }}

@@ -4,12 +4,10 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,168 +17,46 @@ import (
 
 	"github.com/hashicorp/vault/api"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/vaulttest"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
-// cluster is three Vault servers with one integrated storage. They write into
-// one server log and one audit file, those of the first node.
+// cluster is three Vault servers with one integrated storage.
 type cluster struct {
-	nodes []*vault
+	*vaulttest.Cluster
 }
 
 // newCluster starts a cluster for one test, and gives it the plugin.
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	// Vault refuses a plugin directory that is reached by a symbolic link.
-	dir, err := filepath.EvalSymlinks(t.TempDir())
-	must(t, err)
-	c := &cluster{}
-	for i := range 3 {
-		v, err := newVault(filepath.Join(dir, fmt.Sprintf("node-%d", i)))
-		must(t, err)
-		t.Cleanup(v.destroy)
-		must(t, v.becomeNode(fmt.Sprintf("node-%d", i)))
-		if i == 0 {
-			must(t, v.setUp())
-			// A new node would otherwise have no vote for its first ten seconds.
-			_, err := v.Logical().Write("sys/storage/raft/autopilot/configuration", fields{"server_stabilization_time": "1s"})
-			must(t, err)
-		} else {
-			must(t, v.join(c.nodes[0]))
-		}
-		c.nodes = append(c.nodes, v)
-	}
-	eventually(t, patience, "all nodes vote", func() bool { return c.voters(t) == len(c.nodes) })
+	started, err := vaulttest.StartCluster(t.Context(), serverIn(filepath.Join(t.TempDir(), "cluster")), 3)
+	c := &cluster{started}
 	t.Cleanup(func() {
+		defer c.End()
 		if t.Failed() {
-			t.Logf("the log of the cluster ends with\n%s", c.nodes[0].logTail())
 			return
 		}
-		for _, v := range c.nodes {
-			must(t, v.stop())
-		}
-		must(t, c.nodes[0].leaks(c.nodes[0].everyHidden()))
+		must(t, c.Stop())
+		must(t, c.Nodes[0].Leaks(c.Nodes[0].Hidden()))
 	})
-	return c
-}
-
-// becomeNode makes a server that was not started yet one of a cluster's: with a
-// name and a plugin directory of its own, and with the first node's log and
-// audit file, which the cluster's configuration names for all of them.
-func (v *vault) becomeNode(name string) error {
-	raw, err := os.ReadFile(v.configFile())
-	if err != nil {
-		return err
-	}
-	var config map[string]any
-	if err := json.Unmarshal(raw, &config); err != nil {
-		return err
-	}
-	config["storage"].(map[string]any)["raft"].(map[string]any)["node_id"] = name
-	config["plugin_directory"] = v.pluginDir()
-	if raw, err = json.Marshal(config); err != nil {
-		return err
-	}
-	if err := os.WriteFile(v.configFile(), raw, 0o600); err != nil {
-		return err
-	}
-	if err := os.Mkdir(v.pluginDir(), 0o700); err != nil {
-		return err
-	}
-	if err := os.Link(filepath.Join(subject.plugins, pluginName), filepath.Join(v.pluginDir(), pluginName)); err != nil {
-		return err
-	}
-	first := filepath.Join(filepath.Dir(v.dir), "node-0")
-	if v.dir == first {
-		return nil
-	}
-	return errors.Join(
-		os.Symlink(filepath.Join(first, filepath.Base(v.logFile())), v.logFile()),
-		os.Symlink(filepath.Join(first, filepath.Base(v.auditFile())), v.auditFile()),
-	)
-}
-
-func (v *vault) pluginDir() string { return filepath.Join(v.dir, "plugins") }
-
-// join starts the server for the first time, as a node of another's cluster.
-func (v *vault) join(first *vault) error {
-	v.unsealKey = first.unsealKey
-	v.SetToken(first.Token())
-	if err := v.launch(); err != nil {
-		return err
-	}
-	if _, err := v.Sys().RaftJoin(&api.RaftJoinRequest{LeaderAPIAddr: first.address}); err != nil {
-		return err
-	}
-	return v.openNode()
-}
-
-// rejoin starts a node again.
-func (v *vault) rejoin() error {
-	if err := v.launch(); err != nil {
-		return err
-	}
-	return v.openNode()
-}
-
-// openNode unseals a node and waits until it answers requests, itself or by
-// handing them to the active one.
-func (v *vault) openNode() error {
-	if _, err := v.Sys().Unseal(v.unsealKey); err != nil {
-		return err
-	}
-	return v.await("does not join the others", func() bool {
-		if health, err := v.Sys().Health(); err != nil || health.Sealed {
-			return false
-		}
-		_, err := v.Auth().Token().LookupSelf()
-		return err == nil
-	})
-}
-
-// runs tells whether the server's process is there.
-func (v *vault) runs() bool {
-	select {
-	case <-v.process().exited:
-		return false
-	default:
-		return true
-	}
-}
-
-// voters returns how many nodes have a vote.
-func (c *cluster) voters(t *testing.T) int {
-	t.Helper()
-	answer, err := c.nodes[0].Logical().Read("sys/storage/raft/configuration")
 	must(t, err)
-	n := 0
-	for _, server := range answer.Data["config"].(fields)["servers"].([]any) {
-		if server.(fields)["voter"].(bool) {
-			n++
-		}
-	}
-	return n
+	must(t, c.Nodes[0].EnableAudit(t.Context()))
+	must(t, c.Install(subject.plugin))
+	must(t, c.Nodes[0].Register(t.Context(), subject.plugin))
+	return c
 }
 
 // leader waits for a node that is active, other than the given one, which may be
 // nil.
-func (c *cluster) leader(t *testing.T, but *vault) *vault {
+func (c *cluster) leader(t *testing.T, but *vaulttest.Server) *vaulttest.Server {
 	t.Helper()
-	var leader *vault
-	eventually(t, patience, "a node is active", func() bool {
-		for _, v := range c.nodes {
-			if health, err := v.Sys().Health(); v != but && err == nil && health.Initialized && !health.Sealed && !health.Standby {
-				leader = v
-				return true
-			}
-		}
-		return false
-	})
+	leader, err := c.Leader(t.Context(), but)
+	must(t, err)
 	return leader
 }
 
 // through is the engine as it is seen through one node.
-func (e *engine) through(v *vault) *engine {
+func (e *engine) through(v *vaulttest.Server) *engine {
 	return &engine{Sim: e.Sim, vault: v, path: e.path, url: e.url}
 }
 
@@ -229,8 +105,8 @@ func newLoad(t *testing.T, c *cluster, e *engine, accounts map[string]fields) *l
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &load{e: e, cancel: cancel, told: map[string]string{}, tokens: map[string]string{}}
 	names := slices.Sorted(maps.Keys(accounts))
-	for i := range readersPerNode * len(c.nodes) {
-		node := c.nodes[i%len(c.nodes)]
+	for i := range readersPerNode * len(c.Nodes) {
+		node := c.Nodes[i%len(c.Nodes)]
 		l.ended.Go(func() {
 			for n := i; ctx.Err() == nil; n++ {
 				name := names[n%len(names)]
@@ -249,7 +125,7 @@ func (l *load) end() {
 	l.ended.Wait()
 }
 
-func (l *load) read(ctx context.Context, node *vault, name, appid string) {
+func (l *load) read(ctx context.Context, node *vaulttest.Server, name, appid string) {
 	patient, cancel := context.WithTimeout(ctx, readerPatience)
 	defer cancel()
 	begin := time.Now()
@@ -306,7 +182,7 @@ var errRedirected = errors.New("redirected twice")
 
 // readRaw reads a path. The client's own way of reading takes a path that is not
 // found and a redirect that it does not follow for an answer.
-func readRaw(ctx context.Context, node *vault, path string) (*api.Secret, error) {
+func readRaw(ctx context.Context, node *vaulttest.Server, path string) (*api.Secret, error) {
 	response, err := node.Logical().ReadRawWithContext(ctx, path)
 	if err != nil {
 		return nil, err

@@ -3,19 +3,15 @@
 package e2e
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/vault/api"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/vaulttest"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -56,7 +52,7 @@ func TestCluster(t *testing.T) {
 	begin := time.Now()
 	c := newCluster(t)
 	h := &highlyAvailable{
-		cluster: c, engine: newEngineOn(t, c.nodes[0]),
+		cluster: c, engine: newEngineOn(t, c.Nodes[0]),
 		lasting: map[string]fields{}, brief: map[string]fields{}, tokens: map[string]*api.Secret{},
 	}
 	all := map[string]fields{}
@@ -148,7 +144,7 @@ func (h *highlyAvailable) watch(t *testing.T) {
 // nothing of it had to be asked for again.
 func (h *highlyAvailable) intact(t *testing.T) {
 	t.Helper()
-	for _, node := range h.nodes {
+	for _, node := range h.Nodes {
 		e := h.through(node)
 		for name, want := range h.tokens {
 			sameToken(t, want, e.token(t, name))
@@ -179,7 +175,7 @@ func (e *engine) status(t *testing.T, name string) fields {
 
 // counted checks how many forced refreshes of an account are in the history, as a
 // node tells.
-func (h *highlyAvailable) counted(t *testing.T, node *vault, name string, want int) {
+func (h *highlyAvailable) counted(t *testing.T, node *vaulttest.Server, name string, want int) {
 	t.Helper()
 	remaining, err := h.through(node).status(t, name)["rotations_remaining"].(json.Number).Int64()
 	must(t, err)
@@ -190,29 +186,29 @@ func (h *highlyAvailable) counted(t *testing.T, node *vault, name string, want i
 
 // kill kills the leader, waits for the next one, and starts the killed node
 // again.
-func (h *highlyAvailable) kill(t *testing.T, leader *vault) {
+func (h *highlyAvailable) kill(t *testing.T, leader *vaulttest.Server) {
 	t.Helper()
 	if len(pluginsOf(t, leader)) == 0 {
 		t.Fatal("no process of the plugin is found")
 	}
 	happened := time.Now()
-	must(t, leader.kill())
+	must(t, leader.Kill())
 	h.succeeded(t, leader, happened)
 	pluginEnds(t, leader)
-	must(t, leader.rejoin())
+	must(t, leader.Start(t.Context()))
 }
 
 // succeeded waits until another node is the leader, and every node that runs
 // serves tokens.
-func (h *highlyAvailable) succeeded(t *testing.T, old *vault, happened time.Time) {
+func (h *highlyAvailable) succeeded(t *testing.T, old *vaulttest.Server, happened time.Time) {
 	t.Helper()
 	h.leader(t, old)
 	h.successions++
 	active := time.Since(happened)
-	for _, node := range h.nodes {
+	for _, node := range h.Nodes {
 		eventually(t, patience, "a node serves tokens", func() bool {
 			_, err := h.through(node).readToken("team-0/lasting")
-			return err == nil || !node.runs()
+			return err == nil || !node.Running()
 		})
 	}
 	t.Logf("the next leader was active after %s, tokens were served through all nodes after %s",
@@ -244,7 +240,7 @@ func (h *highlyAvailable) killRotatingLeader(t *testing.T) {
 	if err := <-answered; err == nil {
 		t.Error("the leader answered before it was killed")
 	}
-	for _, node := range h.nodes {
+	for _, node := range h.Nodes {
 		otherToken(t, old, h.through(node).token(t, "rotated"))
 	}
 	if n := h.calls(h.rotated) - before; n != 2 {
@@ -264,7 +260,7 @@ func (h *highlyAvailable) killRevokingLeader(t *testing.T) {
 	if n := h.forced(h.leaked); n != 1 {
 		t.Errorf("there were %d forced refreshes, want one so far", n)
 	}
-	for _, node := range h.nodes {
+	for _, node := range h.Nodes {
 		if got := h.through(node).status(t, "leaked")["revocation"]; got != "pending" {
 			t.Errorf("the revocation is %v, want it pending", got)
 		}
@@ -275,7 +271,7 @@ func (h *highlyAvailable) killRevokingLeader(t *testing.T) {
 func (h *highlyAvailable) completeRevocation(t *testing.T) {
 	t.Helper()
 	eventually(t, patience, "the revocation completes", func() bool { return h.status(t, "leaked")["revocation"] != "pending" })
-	for _, node := range h.nodes {
+	for _, node := range h.Nodes {
 		timeOf(t, h.through(node).status(t, "leaked"), "revocation")
 		h.counted(t, node, "leaked", 2)
 	}
@@ -309,7 +305,7 @@ func (h *highlyAvailable) sealLeader(t *testing.T) {
 	must(t, leader.Sys().Seal())
 	h.leader(t, leader)
 	pluginEnds(t, leader)
-	must(t, leader.openNode())
+	must(t, leader.Unseal(t.Context()))
 	h.succeeded(t, leader, happened)
 }
 
@@ -333,13 +329,12 @@ func (h *highlyAvailable) reload(t *testing.T) {
 func (h *highlyAvailable) upgrade(t *testing.T) {
 	t.Helper()
 	next := "v99.0.0"
-	sum := h.install(t, next)
-	must(t, h.vault.Sys().RegisterPlugin(&api.RegisterPluginInput{
-		Name: pluginName, Type: api.PluginTypeSecrets, Command: pluginName + "-" + next, SHA256: sum, Version: next,
-	}))
+	built := buildPlugin(t, next)
+	must(t, h.Install(built))
+	must(t, h.vault.Register(t.Context(), built))
 	must(t, h.vault.Sys().TuneMountAllowNil(h.path, api.TuneMountConfigInput{PluginVersion: new(next)}))
-	if got := h.running(t); got != subject.version {
-		t.Errorf("before the reload version %s runs, want still %s", got, subject.version)
+	if got := h.running(t); got != subject.plugin.Version {
+		t.Errorf("before the reload version %s runs, want still %s", got, subject.plugin.Version)
 	}
 	_, err := h.vault.Sys().ReloadPlugin(&api.ReloadPluginInput{Mounts: []string{h.path + "/"}, Scope: "global"})
 	must(t, err)
@@ -359,25 +354,4 @@ func (h *highlyAvailable) running(t *testing.T) string {
 	mounts, err := h.vault.Sys().ListMounts()
 	must(t, err)
 	return mounts[h.path+"/"].RunningVersion
-}
-
-// install builds a version of the plugin and puts it into the plugin directory
-// of each node. It returns its checksum.
-func (h *highlyAvailable) install(t *testing.T, version string) string {
-	t.Helper()
-	built := filepath.Join(t.TempDir(), pluginName)
-	module := "github.com/vault-wechat/vault-plugin-secrets-wechat"
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", "-s -w -X "+module+".Version="+version, "-o", built, "../cmd/"+pluginName)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if output, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building %s: %v\n%s", version, err, output)
-	}
-	binary, err := os.ReadFile(built)
-	must(t, err)
-	for _, node := range h.nodes {
-		must(t, os.WriteFile(filepath.Join(node.pluginDir(), pluginName+"-"+version), binary, 0o700))
-	}
-	sum := sha256.Sum256(binary)
-	return hex.EncodeToString(sum[:])
 }

@@ -75,8 +75,8 @@ func TestCommandLine(t *testing.T) {
 	account := e.account(wechatsim.Account{})
 	home := t.TempDir()
 	command := func(stdin string, args ...string) (string, error) {
-		cmd := exec.Command(subject.vault, args...)
-		cmd.Env = []string{"VAULT_ADDR=" + e.vault.address, "VAULT_TOKEN=" + e.vault.Token(), "HOME=" + home}
+		cmd := exec.Command(subject.host.Path, args...)
+		cmd.Env = []string{"VAULT_ADDR=" + e.vault.Address(), "VAULT_TOKEN=" + e.vault.Token(), "HOME=" + home}
 		cmd.Stdin = strings.NewReader(stdin)
 		output, err := cmd.CombinedOutput()
 		return string(output), err
@@ -90,7 +90,7 @@ func TestCommandLine(t *testing.T) {
 		return output
 	}
 
-	run("", "plugin", "register", "-command="+pluginName, "-sha256="+subject.sha256, "-version="+subject.version, "secret", "wechat-by-hand")
+	run("", "plugin", "register", "-command="+subject.plugin.Command(), "-sha256="+subject.plugin.SHA256, "-version="+subject.plugin.Version, "secret", "wechat-by-hand")
 	run("", "secrets", "enable", "-path=wechat", "wechat-by-hand")
 	e.unmountAtEnd(t)
 	run(account["secret"].(string), "write", "wechat/config/myapp", "appid="+account["appid"].(string), "base_url="+e.url, "secret=-")

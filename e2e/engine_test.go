@@ -21,6 +21,7 @@ import (
 
 	"github.com/hashicorp/vault/api"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/vaulttest"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -40,7 +41,7 @@ func with(all ...fields) fields {
 type engine struct {
 	*wechatsim.Sim
 
-	vault *vault
+	vault *vaulttest.Server
 	path  string // of the mount, without a trailing slash
 	url   string // of the platform
 
@@ -55,7 +56,7 @@ func newEngine(t *testing.T) *engine {
 }
 
 // newEngineOn mounts the plugin on the given Vault.
-func newEngineOn(t *testing.T, v *vault) *engine {
+func newEngineOn(t *testing.T, v *vaulttest.Server) *engine {
 	t.Helper()
 	e := newPlatform(t, v)
 	e.mount(t)
@@ -63,7 +64,7 @@ func newEngineOn(t *testing.T, v *vault) *engine {
 }
 
 // newPlatform starts a platform for a mount that the test makes itself.
-func newPlatform(t *testing.T, v *vault) *engine {
+func newPlatform(t *testing.T, v *vaulttest.Server) *engine {
 	t.Helper()
 	e := &engine{Sim: wechatsim.New(), vault: v, path: "wechat-" + strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))}
 	server := httptest.NewServer(e.recorder(e.Sim))
@@ -98,11 +99,11 @@ func (e *engine) unmountAtEnd(t *testing.T) {
 		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if err := e.vault.leaks(e.hidden); err != nil {
+		if err := e.vault.Leaks(e.hidden); err != nil {
 			t.Error(err)
 		}
 		if t.Failed() {
-			t.Logf("Vault's log ends with\n%s", e.vault.logTail())
+			t.Logf("Vault's log ends with\n%s", e.vault.LogTail())
 		}
 	})
 }
@@ -112,7 +113,7 @@ func (e *engine) hide(value string) string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.hidden = append(e.hidden, value)
-	e.vault.hide(value)
+	e.vault.Hide(value)
 	return value
 }
 

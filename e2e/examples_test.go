@@ -81,7 +81,7 @@ func TestPolicyExamplesAreAsVaultFormatsThem(t *testing.T) {
 		must(t, err)
 		formatted := filepath.Join(t.TempDir(), filepath.Base(file))
 		must(t, os.WriteFile(formatted, text, 0o600))
-		if output, err := exec.Command(subject.vault, "policy", "fmt", formatted).CombinedOutput(); err != nil {
+		if output, err := exec.Command(subject.host.Path, "policy", "fmt", formatted).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", file, err, output)
 		}
 		if after, err := os.ReadFile(formatted); err != nil || !bytes.Equal(text, after) {
@@ -251,7 +251,7 @@ func TestTemplatesRenderTheTokenAndNothingElse(t *testing.T) {
 		ExitAfterAuth bool     `json:"exit_after_auth"`
 		Templates     []stanza `json:"template"`
 	}{
-		Vault: object{"address": e.vault.address},
+		Vault: object{"address": e.vault.Address()},
 		AutoAuth: object{"method": []object{{
 			"type": "token_file", "config": object{"token_file_path": filepath.Join(dir, "vault-token")},
 		}}},
@@ -269,7 +269,7 @@ func TestTemplatesRenderTheTokenAndNothingElse(t *testing.T) {
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(dir, "agent.json"), text, 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, "vault-token"), []byte(client.Token()), 0o600))
-	agent := exec.CommandContext(t.Context(), subject.vault, "agent", "-config="+filepath.Join(dir, "agent.json"))
+	agent := exec.CommandContext(t.Context(), subject.host.Path, "agent", "-config="+filepath.Join(dir, "agent.json"))
 	agent.Env = []string{"HOME=" + dir}
 	if output, err := agent.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
@@ -292,7 +292,7 @@ func TestTerraformExampleConfiguresAnAccount(t *testing.T) {
 	variables := &hcl.EvalContext{
 		Variables: map[string]cty.Value{
 			"vault_mount": cty.ObjectVal(map[string]cty.Value{"wechat": cty.ObjectVal(map[string]cty.Value{"path": cty.StringVal(e.path)})}),
-			"var":         cty.ObjectVal(map[string]cty.Value{"appid": cty.StringVal(account["appid"].(string)), "secret_version": cty.NumberIntVal(1), "plugin_version": cty.StringVal(subject.version)}),
+			"var":         cty.ObjectVal(map[string]cty.Value{"appid": cty.StringVal(account["appid"].(string)), "secret_version": cty.NumberIntVal(1), "plugin_version": cty.StringVal(subject.plugin.Version)}),
 		},
 		Functions: map[string]function.Function{
 			"jsonencode": stdlib.JSONEncodeFunc,
@@ -317,11 +317,11 @@ func TestTerraformExampleConfiguresAnAccount(t *testing.T) {
 	e.configure(t, "team-a/shop", account, unverified, fields{"secret": e.hide(random())})
 	writer := block(t, main, "resource terraform_data account", "provisioner local-exec")
 	bin := t.TempDir()
-	must(t, os.Symlink(subject.vault, filepath.Join(bin, "vault")))
+	must(t, os.Symlink(subject.host.Path, filepath.Join(bin, "vault")))
 	command := exec.Command("sh", "-c", value(t, writer, "command", variables).AsString())
 	command.Env = []string{
 		"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + bin,
-		"VAULT_ADDR=" + e.vault.address, "VAULT_TOKEN=" + e.vault.Token(),
+		"VAULT_ADDR=" + e.vault.Address(), "VAULT_TOKEN=" + e.vault.Token(),
 		"WECHAT_SECRET=" + account["secret"].(string),
 	}
 	for name, v := range value(t, writer, "environment", variables).AsValueMap() {

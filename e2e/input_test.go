@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/vaulttest"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -86,7 +87,7 @@ func TestUncleanPathsAreRedirected(t *testing.T) {
 	for _, name := range []string{"a//b", "a/../b", "a/./b"} {
 		body, err := json.Marshal(with(e.account(wechatsim.Account{}), unverified))
 		must(t, err)
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, e.vault.address+"/v1/"+e.path+"/config/"+name, bytes.NewReader(body))
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, e.vault.Address()+"/v1/"+e.path+"/config/"+name, bytes.NewReader(body))
 		must(t, err)
 		request.Header.Set("X-Vault-Token", e.vault.Token())
 		response, err := client.Do(request)
@@ -137,7 +138,7 @@ func TestBadFieldsAreRefusedAndChangeNothing(t *testing.T) {
 				t.Run(fmt.Sprintf("%s=%.30v/%s", field, value, name), func(t *testing.T) {
 					_, err := e.write(name, write)
 					refused(t, err, http.StatusBadRequest, field)
-					if err != nil && strings.Contains(err.Error(), hidden[:visible]) {
+					if err != nil && strings.Contains(err.Error(), vaulttest.Telling(hidden)) {
 						t.Error("the message holds the value")
 					}
 				})

@@ -11,8 +11,8 @@
 package e2e
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -21,6 +21,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/vaulttest"
 )
 
 // pluginName is what the plugin is registered as.
@@ -28,10 +30,8 @@ const pluginName = "vault-plugin-secrets-wechat"
 
 // subject is what the environment gave to test.
 var subject struct {
-	vault   string // the Vault program
-	plugins string // the servers' plugin directory, which holds a copy of the plugin
-	sha256  string // the plugin's checksum, in hex
-	version string // the plugin's version, as it prints it
+	host   vaulttest.Host
+	plugin vaulttest.Plugin // with the version that it prints
 }
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -60,60 +60,30 @@ func run(m *testing.M) (status int) {
 	return status
 }
 
-// findSubject fills subject from the environment, and takes every other setting
-// for a Vault away: neither servers nor clients here may follow it.
+// findSubject fills subject from the environment.
 func findSubject(dir string) error {
-	given := map[string]string{}
-	for name, what := range map[string]string{"VAULT_BIN": "a Vault program", "WECHAT_PLUGIN": "the plugin's binary"} {
-		path, err := filepath.Abs(os.Getenv(name))
-		if os.Getenv(name) == "" {
-			return fmt.Errorf("%s is not set: it must be the path of %s; `make e2e` sets it", name, what)
-		}
-		if err == nil {
-			_, err = exec.LookPath(path)
-		}
-		if err != nil {
-			return fmt.Errorf("%s must be the path of %s: %w", name, what, err)
-		}
-		given[name] = path
+	ctx := context.Background()
+	var err error
+	if subject.host, err = vaulttest.FindHost(ctx); err != nil {
+		return err
 	}
-	for _, variable := range os.Environ() {
-		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "VAULT_") {
-			if err := os.Unsetenv(name); err != nil {
-				return err
-			}
-		}
+	binary := os.Getenv("WECHAT_PLUGIN")
+	if binary == "" {
+		return errors.New("WECHAT_PLUGIN is not set: it must be the path of the plugin's binary; `make e2e` sets it")
 	}
-	subject.vault = given["VAULT_BIN"]
-
-	// Vault refuses a plugin directory that is reached by a symbolic link.
-	dir, err := filepath.EvalSymlinks(dir)
+	if binary, err = filepath.Abs(binary); err != nil {
+		return err
+	}
+	printed, err := exec.CommandContext(ctx, binary, "-version").Output()
 	if err != nil {
-		return err
+		return fmt.Errorf("WECHAT_PLUGIN must be the path of the plugin's binary: %s -version: %w", binary, err)
 	}
-	subject.plugins = filepath.Join(dir, "plugins")
-	binary, err := os.ReadFile(given["WECHAT_PLUGIN"])
-	if err != nil {
-		return err
+	words := strings.Fields(string(printed))
+	if len(words) == 0 {
+		return fmt.Errorf("%s -version prints nothing", binary)
 	}
-	if err := os.Mkdir(subject.plugins, 0o700); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(subject.plugins, pluginName), binary, 0o700); err != nil {
-		return err
-	}
-	sum := sha256.Sum256(binary)
-	subject.sha256 = hex.EncodeToString(sum[:])
-	printed, err := exec.Command(given["WECHAT_PLUGIN"], "-version").Output()
-	if err != nil {
-		return fmt.Errorf("%s -version: %w", given["WECHAT_PLUGIN"], err)
-	}
-	fields := strings.Fields(string(printed))
-	if len(fields) == 0 {
-		return fmt.Errorf("%s -version prints nothing", given["WECHAT_PLUGIN"])
-	}
-	subject.version = fields[len(fields)-1]
-	return nil
+	subject.plugin, err = vaulttest.FindPlugin(pluginName, words[len(words)-1], binary, dir)
+	return err
 }
 
 // shared is the server that most tests share. The first that asks for it starts
@@ -123,16 +93,16 @@ var shared sharedVault
 type sharedVault struct {
 	dir  string
 	once sync.Once
-	v    *vault
+	v    *vaulttest.Server
 	err  error
 }
 
 // get returns the running server.
-func (s *sharedVault) get(t *testing.T) *vault {
+func (s *sharedVault) get(t *testing.T) *vaulttest.Server {
 	t.Helper()
 	s.once.Do(func() {
-		if s.v, s.err = newVault(filepath.Join(s.dir, "vault")); s.err == nil {
-			s.err = s.v.setUp()
+		if s.v, s.err = vaulttest.New(serverIn(filepath.Join(s.dir, "vault"))); s.err == nil {
+			s.err = setUp(context.Background(), s.v)
 		}
 	})
 	if s.err != nil {
@@ -147,12 +117,12 @@ func (s *sharedVault) end() error {
 	if s.v == nil {
 		return nil
 	}
-	defer s.v.destroy()
+	defer s.v.End()
 	if s.err != nil {
 		return s.err
 	}
-	if err := s.v.stop(); err != nil {
+	if err := s.v.Stop(); err != nil {
 		return err
 	}
-	return s.v.leaks(s.v.everyHidden())
+	return s.v.Leaks(s.v.Hidden())
 }

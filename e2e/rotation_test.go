@@ -17,6 +17,7 @@ import (
 
 	"github.com/hashicorp/vault/api"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/vaulttest"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -459,27 +460,27 @@ func (e *engine) watch(t *testing.T, name string, account fields) {
 }
 
 // disturbances are what may befall Vault and the plugin.
-var disturbances = map[string]func(t *testing.T, v *vault){
+var disturbances = map[string]func(t *testing.T, v *vaulttest.Server){
 	"kill -9 of the plugin": killPlugin,
-	"kill -9 of Vault": func(t *testing.T, v *vault) {
+	"kill -9 of Vault": func(t *testing.T, v *vaulttest.Server) {
 		t.Helper()
-		must(t, v.kill())
+		must(t, v.Kill())
 		pluginEnds(t, v)
-		must(t, v.start())
+		must(t, v.Start(t.Context()))
 	},
-	"stop and start of Vault": func(t *testing.T, v *vault) {
+	"stop and start of Vault": func(t *testing.T, v *vaulttest.Server) {
 		t.Helper()
-		must(t, v.stop())
+		must(t, v.Stop())
 		pluginEnds(t, v)
-		must(t, v.start())
+		must(t, v.Start(t.Context()))
 	},
-	"seal and unseal of Vault": func(t *testing.T, v *vault) {
+	"seal and unseal of Vault": func(t *testing.T, v *vaulttest.Server) {
 		t.Helper()
 		must(t, v.Sys().Seal())
 		pluginEnds(t, v)
-		must(t, v.unseal())
+		must(t, v.Unseal(t.Context()))
 	},
-	"reload of the plugin": func(t *testing.T, v *vault) {
+	"reload of the plugin": func(t *testing.T, v *vaulttest.Server) {
 		t.Helper()
 		_, err := v.Sys().ReloadPlugin(&api.ReloadPluginInput{Plugin: pluginName})
 		must(t, err)

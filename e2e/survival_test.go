@@ -17,32 +17,6 @@ import (
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
-// pluginEnds waits until no process of the plugin runs any more. One whose Vault
-// is gone has to notice by itself, within seconds.
-func pluginEnds(t *testing.T, v *vault) {
-	t.Helper()
-	eventually(t, 15*time.Second, "the plugin's processes end", func() bool { return len(pluginsOf(t, v)) == 0 })
-}
-
-func pluginsOf(t *testing.T, v *vault) []int {
-	t.Helper()
-	pids, err := v.plugins()
-	must(t, err)
-	return pids
-}
-
-// killPlugin kills the plugin's processes, one of which has to be there.
-func killPlugin(t *testing.T, v *vault) {
-	t.Helper()
-	pids := pluginsOf(t, v)
-	if len(pids) == 0 {
-		t.Fatal("no process of the plugin is found")
-	}
-	for _, pid := range pids {
-		must(t, syscall.Kill(pid, syscall.SIGKILL))
-	}
-}
-
 func TestTokenSurvives(t *testing.T) {
 	t.Parallel()
 	v := ownVault(t)
@@ -82,22 +56,22 @@ func TestTokenSurvives(t *testing.T) {
 			_, err := e.readToken("myapp")
 			refused(t, err, http.StatusServiceUnavailable)
 			pluginEnds(t, v)
-			must(t, v.unseal())
+			must(t, v.Unseal(t.Context()))
 		}},
 		{"stop and start of Vault", func(t *testing.T) {
 			t.Helper()
-			must(t, v.stop())
+			must(t, v.Stop())
 			pluginEnds(t, v)
-			must(t, v.start())
+			must(t, v.Start(t.Context()))
 		}},
 		{"kill -9 of Vault", func(t *testing.T) {
 			t.Helper()
 			if len(pluginsOf(t, v)) == 0 {
 				t.Fatal("no process of the plugin is found")
 			}
-			must(t, v.kill())
+			must(t, v.Kill())
 			pluginEnds(t, v)
-			must(t, v.start())
+			must(t, v.Start(t.Context()))
 		}},
 	} {
 		t.Run(test.what, func(t *testing.T) {
@@ -142,9 +116,9 @@ func TestDeletedAccountStaysDeletedAcrossARestart(t *testing.T) {
 	shop := e.token(t, "team-a/shop")
 	_, err := v.Logical().Delete(e.path + "/config/myapp")
 	must(t, err)
-	must(t, v.kill())
+	must(t, v.Kill())
 	pluginEnds(t, v)
-	must(t, v.start())
+	must(t, v.Start(t.Context()))
 	e.absent(t, "myapp")
 	sameToken(t, shop, e.token(t, "team-a/shop"))
 	if n := e.calls(account); n != 1 {

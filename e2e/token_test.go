@@ -72,13 +72,13 @@ var semver = regexp.MustCompile(`^v\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?$`)
 func TestMountRunsTheRegisteredVersion(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
-	if !semver.MatchString(subject.version) {
-		t.Errorf("the plugin prints %q as its version, want a semantic one with a leading v", subject.version)
+	if !semver.MatchString(subject.plugin.Version) {
+		t.Errorf("the plugin prints %q as its version, want a semantic one with a leading v", subject.plugin.Version)
 	}
 	mounts, err := e.vault.Sys().ListMounts()
 	must(t, err)
-	if m := mounts[e.path+"/"]; m.RunningVersion != subject.version || m.RunningSha256 != subject.sha256 {
-		t.Errorf("version %q with checksum %q runs, want %q with %q", m.RunningVersion, m.RunningSha256, subject.version, subject.sha256)
+	if m := mounts[e.path+"/"]; m.RunningVersion != subject.plugin.Version || m.RunningSha256 != subject.plugin.SHA256 {
+		t.Errorf("version %q with checksum %q runs, want %q with %q", m.RunningVersion, m.RunningSha256, subject.plugin.Version, subject.plugin.SHA256)
 	}
 }
 

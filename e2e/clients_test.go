@@ -241,7 +241,7 @@ func newGate(t *testing.T, e *engine) *gate {
 	vault, err := url.Parse(e.vault.Address())
 	must(t, err)
 	g := &gate{mount: "wechat"}
-	proxy := httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(vault) }}
+	proxy := proxyTo(vault)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.mu.Lock()
 		rest := strings.TrimPrefix(r.URL.Path, "/v1/"+g.mount+"/")
@@ -265,6 +265,11 @@ func newGate(t *testing.T, e *engine) *gate {
 	t.Cleanup(server.Close)
 	g.url = server.URL
 	return g
+}
+
+// proxyTo hands requests on.
+func proxyTo(target *url.URL) http.Handler {
+	return &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
 }
 
 // requests returns what the client has asked since saw was called.

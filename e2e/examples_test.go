@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -27,7 +28,8 @@ import (
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
-// exampleLink is a link to an example, in a page below docs/.
+// exampleLink is a link to an example, in a page below docs/. One to a folder's
+// README leads to all that is below the folder.
 var exampleLink = regexp.MustCompile(`\(\.\./examples/([^)]+)\)`)
 
 // Every example is put to a test and is found from both pages on using the token:
@@ -37,10 +39,16 @@ func TestEveryExampleIsTestedAndLinkedTo(t *testing.T) {
 	tested := []string{
 		"agent/file.hcl", "agent/supervisor.hcl", // TestAgentsStayFresh
 		"clients/go/main.go", "clients/java/Shop.java", "clients/node/shop.mjs", "clients/php/shop.php", "clients/python/shop.py", // TestClientsCacheAndRecover
+		"js-sdk/main.go", "js-sdk/page.html", // TestPageIsSigned
 		"kubernetes/agent-injector.yaml", "kubernetes/csi.yaml", "kubernetes/external-secrets.yaml", "kubernetes/secrets-operator.yaml",
+		"mini-program/go/main.go", "mini-program/node/server.mjs", // TestMiniProgramsNeedNoAppSecret
 		"nomad/client.hcl", "nomad/shop.nomad.hcl",
-		"policies/application.hcl", "policies/every-team.hcl", "policies/monitoring.hcl", "policies/on-call.hcl",
-		"policies/operator.hcl", "policies/team.hcl", "policies/wrapped.hcl", // policy_test.go
+		"policies/application.hcl", "policies/every-team.hcl", "policies/login-service.hcl", "policies/mini-program.hcl",
+		"policies/monitoring.hcl", "policies/on-call.hcl", "policies/operator.hcl", "policies/page-server.hcl",
+		"policies/team.hcl", "policies/web-login.hcl", "policies/wrapped.hcl", // policy_test.go
+		"sdk/README.md", "sdk/README.zh-CN.md", "sdk/node/nest-wechat.mjs", "sdk/node/node-easywechat.mjs",
+		"sdk/node/package-lock.json", "sdk/node/package.json", "sdk/node/try.mjs", "sdk/node/vault.mjs", "sdk/node/wechat-api.mjs",
+		"sdk/node/wechat-jssdk.mjs", "sdk/silenceper/go.mod", "sdk/silenceper/go.sum", "sdk/silenceper/main.go", "sdk/silenceper/vault.go", // TestSDKsNeedNoAppSecret
 		"spring-boot/WechatToken.java", "spring-boot/application.yaml", // TestSpringClassCachesAndRecovers
 		"systemd/vault-agent-wechat.service",
 		"terraform/main.tf",
@@ -61,13 +69,22 @@ func TestEveryExampleIsTestedAndLinkedTo(t *testing.T) {
 	for _, page := range []string{"using-the-token.md", "using-the-token.zh-CN.md"} {
 		text, err := os.ReadFile(filepath.Join("..", "docs", page))
 		must(t, err)
-		var linked []string
+		linked := map[string]bool{}
 		for _, m := range exampleLink.FindAllSubmatch(text, -1) {
-			linked = append(linked, string(m[1]))
+			link := string(m[1])
+			if linked[link] = true; !slices.Contains(found, link) {
+				t.Errorf("%s links to %s, which is not there", page, link)
+			}
+			if folder, base := path.Split(link); strings.HasPrefix(base, "README") {
+				for _, file := range found {
+					linked[file] = linked[file] || strings.HasPrefix(file, folder)
+				}
+			}
 		}
-		slices.Sort(linked)
-		if linked = slices.Compact(linked); !slices.Equal(found, linked) {
-			t.Errorf("the examples are\n%v, those that %s links to\n%v", found, page, linked)
+		for _, file := range found {
+			if !linked[file] {
+				t.Errorf("%s does not lead to %s", page, file)
+			}
 		}
 	}
 }

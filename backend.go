@@ -57,7 +57,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 	}
 	setup := *conf
 	if conf.System != nil { // there is none at registration
-		setup.System = &steadySystem{SystemView: conf.System}
+		setup.System = &cachedSystemView{SystemView: conf.System}
 	}
 	if err := b.Setup(ctx, &setup); err != nil {
 		return nil, err
@@ -79,7 +79,7 @@ func (b *backend) initialize(_ context.Context, req *logical.InitializationReque
 // tick is called by Vault once a minute, with locks held that stall seal and
 // reload: it only nudges the background.
 func (b *backend) tick(context.Context, *logical.Request) error {
-	b.keeper.tick(thisMoment())
+	b.keeper.tick(readClock())
 	return nil
 }
 

@@ -450,7 +450,7 @@ func (s *countingSystem) ReplicationState() consts.ReplicationState {
 func TestTheReplicationStateIsAskedForOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		counting := &countingSystem{StaticSystemView: &logical.StaticSystemView{}}
-		system := &steadySystem{SystemView: counting}
+		system := &cachedSystemView{SystemView: counting}
 		for range 1000 {
 			system.ReplicationState()
 		}

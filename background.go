@@ -113,17 +113,11 @@ func (k *keeper) tend(s logical.Storage, t *tracked) {
 	_, _ = k.refresh(k.ctx, s, t, st)
 }
 
-// moment is a time by the machine's clock, which may be set, and by one which
-// nobody can set.
-type moment struct{ wall, steady time.Time }
-
-func thisMoment() moment { return moment{wallClock(), time.Now()} }
-
 // tick is called once a minute. It gives the background the push that its timer
 // does not give while the machine is suspended, and looks whether the clock was
 // set back meanwhile: all times that are remembered are then too late, and WeChat
 // is asked how long each token still lives.
-func (k *keeper) tick(now moment) {
+func (k *keeper) tick(now clockReading) {
 	k.schedule.fire()
 	k.mu.Lock()
 	last := k.clock

@@ -14,7 +14,7 @@ import (
 // is the one that counts: until it is written the whole old state holds, after
 // it the old token names another account and is never served. A write-ahead
 // log entry sees to it that such a token is also removed.
-func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, verify bool, update func(*account) (*account, error)) error {
+func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, verify bool, update func(*config) (*config, error)) error {
 	t, st, err := k.acquireLoaded(ctx, s, name)
 	if err != nil {
 		return err
@@ -24,13 +24,13 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	if st != nil {
 		generation = st.generation
 	}
-	ctx, cancel := outlive(ctx)
+	ctx, cancel := detached(ctx)
 	defer cancel()
-	old, err := readAccount(ctx, s, name)
+	old, err := loadConfig(ctx, s, name)
 	if err != nil {
 		return err
 	}
-	acct, err := update(old)
+	cfg, err := update(old)
 	if err != nil {
 		return err
 	}
@@ -38,32 +38,32 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	if err != nil {
 		return err
 	}
-	var g *grant
+	var g *tokenAnswer
 	tok := stored
 	if verify {
-		leave, err := k.gates.enter(ctx, acct.AppID, normalCall)
+		leave, err := k.gates.enter(ctx, cfg.AppID, normalCall)
 		if err != nil {
 			return err
 		}
 		defer leave()
-		if g, tok, err = k.ask(ctx, s, name, acct, stored); err != nil {
-			if g != nil && st.is(acct) {
+		if g, tok, err = k.ask(ctx, s, name, cfg, stored); err != nil {
+			if g != nil && st.is(cfg) {
 				t.state.Store(st.doubtedSince(wallClock())) // WeChat has named another token
 			}
 			return err
 		}
-	} else if stored != nil && stored.AccountID != acct.ID {
+	} else if stored != nil && stored.AccountID != cfg.ID {
 		tok = nil
 	}
 
 	var next *state
-	if st.is(acct) {
-		if err = storeSame(ctx, s, name, acct, stored, tok); err == nil {
-			next = st.reconfigured(acct, syncJitter())
+	if st.is(cfg) {
+		if err = storeSame(ctx, s, name, cfg, stored, tok); err == nil {
+			next = st.reconfigured(cfg, syncJitter())
 		}
 	} else {
 		t.forget() // the old token is not served from here on
-		next, err = k.storeOther(ctx, s, name, st, acct, stored, tok)
+		next, err = k.storeOther(ctx, s, name, st, cfg, stored, tok)
 	}
 	if err != nil {
 		k.reload(ctx, s, t)
@@ -80,27 +80,27 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 
 // storeSame stores an account that stays the same one. Each of its writes
 // leaves storage right, so none has to be undone.
-func storeSame(ctx context.Context, s logical.Storage, name string, acct *account, stored, tok *token) error {
+func storeSame(ctx context.Context, s logical.Storage, name string, cfg *config, stored, tok *token) error {
 	if tok != nil {
 		if err := storeToken(ctx, s, name, stored, tok); err != nil {
 			return err
 		}
 	}
-	return writeAccount(ctx, s, name, acct)
+	return storeConfig(ctx, s, name, cfg)
 }
 
 // storeOther stores an account that is new, or another one than before, whose
 // state was st, and returns its state.
-func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string, st *state, acct *account, stored, tok *token) (*state, error) {
+func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string, st *state, cfg *config, stored, tok *token) (*state, error) {
 	done, err := k.beginChange(ctx, s, name)
 	if err != nil {
 		return nil, err
 	}
-	moved, err := moveRevocation(ctx, s, name, st, acct)
+	moved, err := moveRevocation(ctx, s, name, st, cfg)
 	if err != nil {
 		return nil, err
 	}
-	if err := writeAccount(ctx, s, name, acct); err != nil {
+	if err := storeConfig(ctx, s, name, cfg); err != nil {
 		return nil, err
 	}
 	if tok != nil {
@@ -113,7 +113,7 @@ func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string,
 	}
 	// Since the token was asked for, another account with its appid may have
 	// noticed that it is dead.
-	h, err := readHistory(ctx, s, acct.AppID)
+	h, err := readHistory(ctx, s, cfg.AppID)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +121,7 @@ func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string,
 		k.dropRevocation(ctx, s, old)
 	}
 	done()
-	return newState(acct, tok, h.Epoch, syncJitter()), nil
+	return newState(cfg, tok, h.Epoch, syncJitter()), nil
 }
 
 // remove deletes an account, its configuration first: without that nothing else
@@ -132,7 +132,7 @@ func (k *keeper) remove(ctx context.Context, s logical.Storage, name string) err
 		return err
 	}
 	defer k.release(t)
-	ctx, cancel := outlive(ctx)
+	ctx, cancel := detached(ctx)
 	defer cancel()
 	if err := k.removeStored(ctx, s, name); err != nil {
 		k.reload(ctx, s, t)
@@ -147,7 +147,7 @@ func (k *keeper) remove(ctx context.Context, s logical.Storage, name string) err
 }
 
 func (k *keeper) removeStored(ctx context.Context, s logical.Storage, name string) error {
-	acct, err := s.Get(ctx, storageKey(configPrefix, name))
+	cfg, err := s.Get(ctx, storageKey(configPrefix, name))
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func (k *keeper) removeStored(ctx context.Context, s logical.Storage, name strin
 	if err != nil {
 		return err
 	}
-	if acct == nil && tok == nil {
+	if cfg == nil && tok == nil {
 		return nil
 	}
 	done, err := k.beginChange(ctx, s, name)
@@ -186,8 +186,8 @@ func (k *keeper) reconcile(ctx context.Context, s logical.Storage, name string) 
 	if err != nil || tok == nil {
 		return err
 	}
-	acct, err := readAccount(ctx, s, name)
-	if err != nil || acct != nil && acct.ID == tok.AccountID {
+	cfg, err := loadConfig(ctx, s, name)
+	if err != nil || cfg != nil && cfg.ID == tok.AccountID {
 		return err
 	}
 	k.log.Info("removing the token that an unfinished change left behind", "account", name)

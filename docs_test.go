@@ -24,7 +24,7 @@ var englishOnly = []string{"CHANGELOG.md", "CONTRIBUTING.md", "docs/benchmarks.m
 func pages(t *testing.T) []string {
 	t.Helper()
 	var all []string
-	for _, pattern := range []string{"*.md", "docs/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "examples/*/README*.md"} {
 		files, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		for _, file := range files {
@@ -52,11 +52,11 @@ var (
 )
 
 // readDocument reads the page at a path.
-func readDocument(t *testing.T, file string) document {
+func readDocument(t *testing.T, file string) *document {
 	t.Helper()
 	text, err := os.ReadFile(filepath.FromSlash(file))
 	require.NoError(t, err)
-	p := document{anchors: map[string]bool{}}
+	p := &document{anchors: map[string]bool{}}
 	var prose strings.Builder
 	inCode, joined := false, ""
 	for line := range strings.Lines(string(text)) {
@@ -82,6 +82,17 @@ func readDocument(t *testing.T, file string) document {
 	require.False(t, inCode, "%s: a block of code has no end", file)
 	p.prose = prose.String()
 	return p
+}
+
+// commands returns the commands of the blocks of code.
+func (p *document) commands() []string {
+	var all []string
+	for _, line := range p.code {
+		if command, shown := strings.CutPrefix(strings.TrimSpace(line), "$ "); shown {
+			all = append(all, command)
+		}
+	}
+	return all
 }
 
 // addAnchor adds what GitHub makes of a heading: lower case, spaces as hyphens,
@@ -154,6 +165,7 @@ func TestEveryPageHasItsChineseTwin(t *testing.T) {
 		}
 		english, chinese := readDocument(t, file), readDocument(t, twin)
 		require.Equal(t, english.levels, chinese.levels, "the headings of %s and of its twin", file)
+		require.Equal(t, english.commands(), chinese.commands(), "the commands of %s and of its twin", file)
 		require.Contains(t, english.prose, "("+path.Base(twin)+")", "%s leads to its twin", file)
 		require.Contains(t, chinese.prose, "("+path.Base(file)+")", "%s leads to its twin", twin)
 	}
@@ -238,39 +250,64 @@ func section(t *testing.T, text, title string) string {
 	return before
 }
 
-func TestTheReferencesTableOfErrcodesIsTheCodes(t *testing.T) {
-	for file, to := range map[string]string{"docs/reference.md": " to ", "docs/reference.zh-CN.md": "～"} {
-		t.Run(file, func(t *testing.T) {
-			rows := map[int][]string{}
-			for _, m := range errcodeRow.FindAllStringSubmatch(section(t, readDocument(t, file).prose, "stable_token"), -1) {
-				errcode, err := strconv.Atoi(m[1])
-				require.NoError(t, err)
-				require.NotContains(t, rows, errcode, "two rows of one errcode")
-				var cells []string
-				for cell := range strings.SplitSeq(m[2], "|") {
-					cells = append(cells, strings.TrimSpace(cell))
+func TestTheReferencesTablesOfErrcodesAreTheCodes(t *testing.T) {
+	titles := map[api][2]string{
+		apiStableToken:  {"stable_token", "stable_token"},
+		apiCode2Session: {"Errcodes of code2session", "code2session 的错误码"},
+		apiOAuth2:       {"Errcodes of oauth2", "oauth2 的错误码"},
+		apiTicket:       {"Errcodes of tickets", "ticket 的错误码"},
+		apiClearQuota:   {"Errcodes of clear-quota", "clear-quota 的错误码"},
+	}
+	require.Len(t, titles, len(ownErrcodes)+1, "one table for each of WeChat's calls")
+	for i, file := range []string{"docs/reference.md", "docs/reference.zh-CN.md"} {
+		prose := readDocument(t, file).prose
+		for call, title := range titles {
+			t.Run(file+" "+string(call), func(t *testing.T) {
+				rules := ownErrcodes[call]
+				if call == apiStableToken {
+					rules = errcodes
 				}
-				rows[errcode] = cells
-			}
-			require.Len(t, rows, len(errcodes), "one row for each errcode, and no other")
-			for errcode, rule := range errcodes {
-				cells := rows[errcode]
-				require.Len(t, cells, 5, "errcode %d: class, status, wait, meaning, what to do", errcode)
-				require.Equal(t, string(rule.class), cells[0], "errcode %d", errcode)
-				require.Equal(t, strconv.Itoa(rule.status), cells[1], "errcode %d", errcode)
-				require.Equal(t, waitText(rule.backoff, to), cells[2], "errcode %d", errcode)
-				if file == "docs/reference.md" {
-					require.Equal(t, []string{rule.meaning, rule.advice}, cells[3:], "errcode %d", errcode)
-				}
-				require.NotEmpty(t, cells[3], "errcode %d", errcode)
-				require.NotEmpty(t, cells[4], "errcode %d", errcode)
-			}
-		})
+				checkTableOfErrcodes(t, section(t, prose, title[i]), rules, i == 0)
+			})
+		}
 	}
 }
 
-// waitText is how the table shows a backoff: "1s to 1m" with the given word
-// between, or "1h" where it does not grow.
+// checkTableOfErrcodes holds a table of the documents to the code's rules.
+func checkTableOfErrcodes(t *testing.T, text string, rules map[int]rule, english bool) {
+	t.Helper()
+	rows := map[int][]string{}
+	for _, m := range errcodeRow.FindAllStringSubmatch(text, -1) {
+		errcode, err := strconv.Atoi(m[1])
+		require.NoError(t, err)
+		require.NotContains(t, rows, errcode, "two rows of one errcode")
+		var cells []string
+		for cell := range strings.SplitSeq(m[2], "|") {
+			cells = append(cells, strings.TrimSpace(cell))
+		}
+		rows[errcode] = cells
+	}
+	require.Len(t, rows, len(rules), "one row for each errcode, and no other")
+	to := "～"
+	if english {
+		to = " to "
+	}
+	for errcode, rule := range rules {
+		cells := rows[errcode]
+		require.Len(t, cells, 5, "errcode %d: class, status, wait, meaning, what to do", errcode)
+		require.Equal(t, string(rule.class), cells[0], "errcode %d", errcode)
+		require.Equal(t, strconv.Itoa(rule.status), cells[1], "errcode %d", errcode)
+		require.Equal(t, waitText(rule.backoff, to), cells[2], "errcode %d", errcode)
+		if english {
+			require.Equal(t, []string{rule.meaning, rule.advice}, cells[3:], "errcode %d", errcode)
+		}
+		require.NotEmpty(t, cells[3], "errcode %d", errcode)
+		require.NotEmpty(t, cells[4], "errcode %d", errcode)
+	}
+}
+
+// waitText is how the tables show a backoff: "1s to 1m" with the given word
+// between, "1m" where it does not grow, and a dash where nothing waits.
 func waitText(b backoff, to string) string {
 	short := func(d time.Duration) string {
 		switch {
@@ -281,7 +318,10 @@ func waitText(b backoff, to string) string {
 		}
 		return fmt.Sprintf("%ds", d/time.Second)
 	}
-	if b.first == b.most {
+	switch b.first {
+	case 0:
+		return "–"
+	case b.most:
 		return short(b.first)
 	}
 	return short(b.first) + to + short(b.most)

@@ -124,10 +124,10 @@ func TestAReaderWhoseLoadFailsMakesNobodyForgetTheAccount(t *testing.T) {
 func TestAnAccountThatWasChangedElsewhereIsNotForgotten(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
-		acct, err := readAccount(t.Context(), m.storage, "demo")
+		cfg, err := loadConfig(t.Context(), m.storage, "demo")
 		require.NoError(t, err)
-		acct.ID = "another"
-		require.NoError(t, writeAccount(t.Context(), m.storage, "demo", acct))
+		cfg.ID = "another"
+		require.NoError(t, storeConfig(t.Context(), m.storage, "demo", cfg))
 		time.Sleep(rotationPeriod + time.Minute)
 		synctest.Wait()
 		require.Equal(t, "another", m.keeper.lookup("demo").current().accountID)

@@ -52,7 +52,7 @@ type keeper struct {
 	mu      sync.RWMutex
 	tracked map[string]*tracked // guarded by mu
 
-	clock       moment                 // when Vault's tick came last; guarded by mu
+	clock       clockReading                 // when Vault's tick came last; guarded by mu
 	revocations map[string]*revocation // what is pending, by name; guarded by mu
 	histories   sync.Mutex             // held while a history is changed in storage
 }
@@ -98,7 +98,7 @@ func (t *tracked) current() *state {
 
 func newKeeper(log hclog.Logger, c *client, writable func() bool) *keeper {
 	k := &keeper{
-		log: log, client: c, writable: writable, loaded: make(chan struct{}), clock: thisMoment(),
+		log: log, client: c, writable: writable, loaded: make(chan struct{}), clock: readClock(),
 		tracked: make(map[string]*tracked), revocations: make(map[string]*revocation),
 	}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
@@ -195,11 +195,11 @@ func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) (*stat
 	if last != nil {
 		t.forget()
 	}
-	acct, err := readAccount(ctx, s, t.name)
+	cfg, err := loadConfig(ctx, s, t.name)
 	if err != nil {
 		return nil, err
 	}
-	if acct == nil {
+	if cfg == nil {
 		t.unsure = false
 		return nil, nil
 	}
@@ -207,12 +207,12 @@ func (k *keeper) load(ctx context.Context, s logical.Storage, t *tracked) (*stat
 	if err != nil {
 		return nil, err
 	}
-	h, err := readHistory(ctx, s, acct.AppID)
+	h, err := readHistory(ctx, s, cfg.AppID)
 	if err != nil {
 		return nil, err
 	}
 	t.unsure = false
-	st := newState(acct, tok, h.Epoch, rand.Float64()) //nolint:gosec // jitter needs no secrecy
+	st := newState(cfg, tok, h.Epoch, rand.Float64()) //nolint:gosec // jitter needs no secrecy
 	if now := wallClock(); st.token != nil && st.token.RotatedAt.Sub(now) > clockTolerance && k.writable() {
 		st = st.anew(now) // the clock was set back since
 	}
@@ -349,22 +349,22 @@ func (k *keeper) refreshNow(ctx context.Context, s logical.Storage, name, reject
 // refresh makes one normal call, stores the token if it is another one, and
 // remembers what came of it. The caller holds the lock.
 func (k *keeper) refresh(ctx context.Context, s logical.Storage, t *tracked, st *state) (*state, error) {
-	ctx, cancel := outlive(ctx)
+	ctx, cancel := detached(ctx)
 	defer cancel()
 	leave, err := k.gates.enter(ctx, st.appID, normalCall)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	acct, err := k.accountOf(ctx, s, t, st)
+	cfg, err := k.accountOf(ctx, s, t, st)
 	if errors.Is(err, errChanged) {
 		return nil, err
 	}
-	var g *grant
+	var g *tokenAnswer
 	var tok *token
 	begun := wallClock()
 	if err == nil {
-		if g, tok, err = k.ask(ctx, s, t.name, acct, st.token); err == nil {
+		if g, tok, err = k.ask(ctx, s, t.name, cfg, st.token); err == nil {
 			err = storeToken(ctx, s, t.name, st.token, tok)
 		}
 	}
@@ -395,13 +395,13 @@ var (
 )
 
 // accountOf reads the configuration that belongs to a state.
-func (k *keeper) accountOf(ctx context.Context, s logical.Storage, t *tracked, st *state) (*account, error) {
-	acct, err := readAccount(ctx, s, t.name)
-	if err == nil && (acct == nil || !st.is(acct)) {
+func (k *keeper) accountOf(ctx context.Context, s logical.Storage, t *tracked, st *state) (*config, error) {
+	cfg, err := loadConfig(ctx, s, t.name)
+	if err == nil && (cfg == nil || !st.is(cfg)) {
 		t.forget() // another node changed it
 		return nil, errChanged
 	}
-	return acct, err
+	return cfg, err
 }
 
 // ask makes one normal call, and turns its answer into the token to keep
@@ -409,22 +409,22 @@ func (k *keeper) accountOf(ctx context.Context, s logical.Storage, t *tracked, s
 // WeChat has answered, and the answer could not be noted. The caller has entered
 // the appid's gate, and leaves it when the token is stored and in memory: until
 // then a forced call would not find there what it kills.
-func (k *keeper) ask(ctx context.Context, s logical.Storage, name string, acct *account, old *token) (*grant, *token, error) {
-	h, err := readHistory(ctx, s, acct.AppID)
+func (k *keeper) ask(ctx context.Context, s logical.Storage, name string, cfg *config, old *token) (*tokenAnswer, *token, error) {
+	h, err := readHistory(ctx, s, cfg.AppID)
 	if err != nil {
 		return nil, nil, err
 	}
-	g, err := k.client.stableToken(k.ctx, acct.endpoint(), false)
+	g, err := k.client.stableToken(k.ctx, cfg.endpoint(), false)
 	if err == nil {
 		err = g.check()
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	if old != nil && old.AccountID == acct.ID && old.Epoch == h.Epoch && g.token != old.AccessToken && old.end().Sub(g.asked) > overlap {
+	if old != nil && old.AccountID == cfg.ID && old.Epoch == h.Epoch && g.token != old.AccessToken && old.end().Sub(g.asked) > overlap {
 		// Somebody outside replaced it by force: the other accounts with this
 		// appid hold a dead token too.
-		h, err = k.changeHistory(ctx, s, acct.AppID, func(h *history) error {
+		h, err = k.changeHistory(ctx, s, cfg.AppID, func(h *history) error {
 			if h.Epoch == old.Epoch { // none of them has noticed it yet
 				h.Epoch++
 			}
@@ -433,9 +433,9 @@ func (k *keeper) ask(ctx context.Context, s logical.Storage, name string, acct *
 		if err != nil {
 			return g, nil, err
 		}
-		k.doubtTwins(name, acct.AppID)
+		k.doubtTwins(name, cfg.AppID)
 	}
-	return g, g.adopt(old, acct.ID, h.Epoch), nil
+	return g, g.adopt(old, cfg.ID, h.Epoch), nil
 }
 
 // storeToken writes the token unless it is the stored one.
@@ -458,10 +458,10 @@ func asProblem(err error) *problem {
 // syncJitter is the part of sync_interval until the next comparison.
 func syncJitter() float64 { return 0.9 + 0.1*rand.Float64() } //nolint:gosec // jitter needs no secrecy
 
-// outlive detaches ctx from the request: what was begun with WeChat is finished
+// detached detaches ctx from the request: what was begun with WeChat is finished
 // even if the caller goes away. Before its own call it may wait for two others, a
 // forced one and one before that.
-func outlive(ctx context.Context) (context.Context, context.CancelFunc) {
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), storageTimeout+3*maxRequestTimeout)
 }
 

@@ -118,8 +118,8 @@ func (b *backend) configExists(ctx context.Context, req *logical.Request, data *
 	if err != nil {
 		return false, nil //nolint:nilerr // the write itself is answered with the rule
 	}
-	acct, err := readAccount(ctx, req.Storage, name)
-	return acct != nil, err
+	cfg, err := loadConfig(ctx, req.Storage, name)
+	return cfg != nil, err
 }
 
 func (b *backend) readConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
@@ -127,11 +127,11 @@ func (b *backend) readConfig(ctx context.Context, req *logical.Request, data *fr
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	acct, err := readAccount(ctx, req.Storage, name)
-	if err != nil || acct == nil {
+	cfg, err := loadConfig(ctx, req.Storage, name)
+	if err != nil || cfg == nil {
 		return nil, err
 	}
-	return &logical.Response{Data: acct.fields()}, nil
+	return &logical.Response{Data: cfg.fields()}, nil
 }
 
 func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
@@ -139,26 +139,26 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	var acct *account
+	var cfg *config
 	var invalid error
 	revoking, anotherAppID := b.keeper.pendingRevocation(name) != nil, false
-	verify := data.Get("verify").(bool) && names(data, "appid", "secret", "base_url", "proxy_url", "ca_pem")
-	err = b.keeper.configure(ctx, req.Storage, name, verify, func(old *account) (*account, error) {
-		acct, invalid = old.update(data)
-		anotherAppID = invalid == nil && old != nil && old.AppID != acct.AppID
-		return acct, invalid
+	verify := data.Get("verify").(bool) && sets(data, "appid", "secret", "base_url", "proxy_url", "ca_pem")
+	err = b.keeper.configure(ctx, req.Storage, name, verify, func(old *config) (*config, error) {
+		cfg, invalid = old.update(data)
+		anotherAppID = invalid == nil && old != nil && old.AppID != cfg.AppID
+		return cfg, invalid
 	})
 	if invalid != nil {
 		return logical.ErrorResponse(invalid.Error()), nil
 	}
 	if err != nil {
-		return failureResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(once(err)))
+		return operatorResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(withoutRetryPromise(err)))
 	}
 	resp := &logical.Response{}
 	if revoking && anotherAppID {
 		resp.AddWarning("The revocation that was pending has ended, incomplete: it was of the other appid's token.")
 	}
-	b.warnOfTwins(ctx, resp, name, acct.AppID)
+	b.warnOfTwins(ctx, resp, name, cfg.AppID)
 	if len(resp.Warnings) == 0 && !namesUnknown(data) {
 		return nil, nil
 	}

@@ -245,7 +245,7 @@ var refusals = map[string]struct {
 	"oversize":             {fault: &wechatsim.Fault{Kind: "oversize"}, status: 502, says: []string{"larger than 65536 bytes"}},
 	"no life":              {fault: &wechatsim.Fault{Kind: "expires_in", ExpiresIn: "0"}, status: 502, says: []string{"expires_in is 0"}},
 	"negative life":        {fault: &wechatsim.Fault{Kind: "expires_in", ExpiresIn: "-1"}, status: 502, says: []string{"expires_in is -1"}},
-	"life as a text":       {fault: &wechatsim.Fault{Kind: "expires_in", ExpiresIn: `"7200"`}, status: 502, says: []string{"not the"}},
+	"life as a text":       {fault: &wechatsim.Fault{Kind: "expires_in", ExpiresIn: `"soon"`}, status: 502, says: []string{"not the"}},
 	"life without a value": {fault: &wechatsim.Fault{Kind: "expires_in"}, status: 502, says: []string{"expires_in is 0"}},
 }
 

@@ -52,7 +52,7 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 		if problemOf(err) == nil {
 			return nil, fmt.Errorf("%s: %w", words, err)
 		}
-		return failureResponse(words, once(err))
+		return operatorResponse(words, withoutRetryPromise(err))
 	}
 	if done == nil {
 		return unknownAccount(req, name), nil
@@ -71,9 +71,9 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 // rotateFailure says in what err leaves the account.
 func (b *backend) rotateFailure(name string, revoke bool, err error) string {
 	switch {
-	case problemOf(err).definite() && b.keeper.pendingRevocation(name) != nil:
+	case problemOf(err).noEffect() && b.keeper.pendingRevocation(name) != nil:
 		return fmt.Sprintf("the token of account %q was not replaced now, and the revocation that is pending goes on", name)
-	case problemOf(err).definite(), errors.Is(err, errNotBegun):
+	case problemOf(err).noEffect(), errors.Is(err, errNotBegun):
 		return fmt.Sprintf("the token of account %q was not replaced", name)
 	case revoke:
 		return fmt.Sprintf("whether the token of account %q was replaced is not known, and the revocation goes on in the background", name)

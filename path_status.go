@@ -183,14 +183,6 @@ func (st *state) health(now time.Time) string {
 	return stateHealthy
 }
 
-// orNull is how a time is shown that may have no value.
-func orNull(t time.Time) any {
-	if t.IsZero() {
-		return nil
-	}
-	return timestamp(t)
-}
-
 const statusHelp = `
 Reading status/<name> tells how an account is: "healthy", "degraded" (the last
 attempt to get a token failed, the current one still holds), "failing" (there is

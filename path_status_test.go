@@ -84,14 +84,14 @@ func TestStatusOfManyAccountsInOneCall(t *testing.T) {
 		const n = 10_000
 		var names []string
 		tok := &token{Version: schemaVersion, AccessToken: "a-token-of-which-nothing-is-shown", RotatedAt: wallClock().UTC(), ExpireTime: wallClock().UTC().Add(2 * time.Hour)}
-		acct := newAccount()
-		acct.Secret = testSecret
+		cfg := newConfig()
+		cfg.Secret = testSecret
 		for i := range n {
 			name := fmt.Sprintf("team-%d/app-%05d", i%7, i)
 			names = append(names, name)
-			acct.ID, acct.AppID = fmt.Sprint(i), fmt.Sprintf("wx%d", i)
-			tok.AccountID = acct.ID
-			require.NoError(t, writeAccount(t.Context(), m.storage, name, acct))
+			cfg.ID, cfg.AppID = fmt.Sprint(i), fmt.Sprintf("wx%d", i)
+			tok.AccountID = cfg.ID
+			require.NoError(t, storeConfig(t.Context(), m.storage, name, cfg))
 			require.NoError(t, writeEntry(t.Context(), m.storage, tokenPrefix+name, tok))
 		}
 		m.reopen()

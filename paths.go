@@ -123,11 +123,21 @@ func unknownAccount(req *logical.Request, name string) *logical.Response {
 // of what went wrong with WeChat, its text after the given words. Any other
 // error is passed on as it is: Vault recognises some of its own.
 func failureResponse(words string, err error) (*logical.Response, error) {
+	return failureAnswer(words, err, (*problem).Error)
+}
+
+// operatorResponse is failureResponse with WeChat's request ID and words, for
+// callers who configure accounts and read no token.
+func operatorResponse(words string, err error) (*logical.Response, error) {
+	return failureAnswer(words, err, (*problem).operatorError)
+}
+
+func failureAnswer(words string, err error, say func(*problem) string) (*logical.Response, error) {
 	p := problemOf(err)
 	if p == nil {
 		return nil, err
 	}
-	text := words + ": " + p.Error()
+	text := words + ": " + say(p)
 	if p.status == http.StatusBadRequest {
 		return logical.ErrorResponse(text), nil
 	}

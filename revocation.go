@@ -55,12 +55,12 @@ func (r *revocation) announce(ctx context.Context, s logical.Storage) (err error
 }
 
 // moveRevocation announces the revocation of the account whose state is st, if one
-// is pending, for acct, which this name is about to stand for: with another
+// is pending, for cfg, which this name is about to stand for: with another
 // base_url it still has the token that leaked. It returns nil if there is nothing
 // to move. The old announcement stays; Vault's tick drops whichever of the two is
 // not of the account that is configured.
-func moveRevocation(ctx context.Context, s logical.Storage, name string, st *state, acct *account) (*revocation, error) {
-	if st == nil || st.appID != acct.AppID {
+func moveRevocation(ctx context.Context, s logical.Storage, name string, st *state, cfg *config) (*revocation, error) {
+	if st == nil || st.appID != cfg.AppID {
 		return nil, nil
 	}
 	// Memory need not know it yet, or still knows one of an account before.
@@ -68,7 +68,7 @@ func moveRevocation(ctx context.Context, s logical.Storage, name string, st *sta
 	if r == nil {
 		return nil, err
 	}
-	r.AccountID, r.Target = acct.ID, r.Target-st.forced()
+	r.AccountID, r.Target = cfg.ID, r.Target-st.forced()
 	return r, r.announce(ctx, s)
 }
 
@@ -109,18 +109,18 @@ func (k *keeper) dropRevocation(ctx context.Context, s logical.Storage, r *revoc
 // revoke takes the next step of a revocation, from the background. The caller
 // holds the lock.
 func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation) {
-	ctx, cancel := outlive(k.ctx)
+	ctx, cancel := detached(k.ctx)
 	defer cancel()
-	acct, err := readAccount(ctx, s, t.name)
+	cfg, err := loadConfig(ctx, s, t.name)
 	switch {
 	case err != nil:
 		r.next = wallClock().Add(reloadInterval)
 		return
-	case acct == nil || acct.ID != r.AccountID:
+	case cfg == nil || cfg.ID != r.AccountID:
 		k.dropRevocation(ctx, s, r)
 		return
 	case r.expired():
-		k.log.Error("a revocation was given up after a day: the leaked token has run out by itself", "account", t.name, "appid", acct.AppID)
+		k.log.Error("a revocation was given up after a day: the leaked token has run out by itself", "account", t.name, "appid", cfg.AppID)
 		k.dropRevocation(ctx, s, r)
 		return
 	}
@@ -132,13 +132,13 @@ func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation)
 		}
 	}
 	if st.forced() < r.Target {
-		done, err := k.force(ctx, s, t, st, acct)
+		done, err := k.force(ctx, s, t, st, cfg)
 		switch p := problemOf(err); {
 		case p != nil && p.local: // spacing or budget
 			r.next = wallClock().Add(p.backoff.first)
 			return
 		case err != nil:
-			k.log.Warn("a revocation waits for its forced refresh", "account", t.name, "appid", acct.AppID, "error", err)
+			k.log.Warn("a revocation waits for its forced refresh", "account", t.name, "appid", cfg.AppID, "error", err)
 			r.retry(backoffRevocation)
 			return
 		case done.same:
@@ -159,7 +159,7 @@ func (k *keeper) revoke(s logical.Storage, t *tracked, st *state, r *revocation)
 	next := *st
 	next.token = &revoked
 	t.state.Store(&next)
-	k.log.Info("revocation complete", "account", t.name, "appid", acct.AppID)
+	k.log.Info("revocation complete", "account", t.name, "appid", cfg.AppID)
 	k.dropRevocation(ctx, s, r)
 }
 
@@ -184,11 +184,11 @@ func (k *keeper) resumeRevocation(ctx context.Context, s logical.Storage, t *tra
 	if err != nil || entry == nil {
 		return err // it ended while the framework handed it out
 	}
-	acct, err := readAccount(ctx, s, r.Name)
+	cfg, err := loadConfig(ctx, s, r.Name)
 	if err != nil {
 		return err
 	}
-	if acct == nil || acct.ID != r.AccountID || r.expired() {
+	if cfg == nil || cfg.ID != r.AccountID || r.expired() {
 		return nil
 	}
 	tok, err := readToken(ctx, s, r.Name)

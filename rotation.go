@@ -16,8 +16,6 @@ import (
 )
 
 const (
-	rotationPrefix = "rotation/"
-
 	// WeChat's limits for forced refreshes of one appid.
 	forcedPerDay  = 20
 	forcedSpacing = 30 * time.Second
@@ -89,7 +87,7 @@ func (h *history) limited(wait time.Duration) *problem {
 	seconds := int64(math.Ceil(wait.Seconds()))
 	return &problem{
 		rule:  rule{classQuota, http.StatusTooManyRequests, backoff{wait, wait}, meaning, fmt.Sprintf("try again in %d seconds", seconds)},
-		local: true,
+		local: true, hadNoEffect: true,
 	}
 }
 
@@ -181,21 +179,21 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 	if st == nil {
 		return nil, nil
 	}
-	ctx, cancel := outlive(ctx)
+	ctx, cancel := detached(ctx)
 	defer cancel()
-	acct, err := k.accountOf(ctx, s, t, st)
+	cfg, err := k.accountOf(ctx, s, t, st)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	if !revoke {
-		return k.force(ctx, s, t, st, acct)
+		return k.force(ctx, s, t, st, cfg)
 	}
 	announced, err := k.announceRevocation(ctx, s, name, st)
 	if err != nil {
 		return nil, err
 	}
-	r, err = k.force(ctx, s, t, st, acct)
-	if problemOf(err).definite() || errors.Is(err, errNotBegun) {
+	r, err = k.force(ctx, s, t, st, cfg)
+	if problemOf(err).noEffect() || errors.Is(err, errNotBegun) {
 		// Nothing was done, and one that was pending before goes on.
 		k.dropRevocation(ctx, s, announced)
 		return nil, err
@@ -221,8 +219,8 @@ var errNotBegun = errors.New("no forced refresh was begun, try again")
 // not handed out again unless WeChat definitely refused, or a later normal call
 // confirms it: that is in storage before the call is made. The caller holds the
 // lock.
-func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *state, acct *account) (*rotated, error) {
-	leave, err := k.gates.enter(ctx, acct.AppID, forcedCall)
+func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *state, cfg *config) (*rotated, error) {
+	leave, err := k.gates.enter(ctx, cfg.AppID, forcedCall)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
@@ -231,13 +229,13 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 		return nil, fmt.Errorf("%w: %w", errNotBegun, errUnmounted)
 	}
 	now := wallClock()
-	h, err := k.changeHistory(ctx, s, acct.AppID, func(h *history) error {
+	h, err := k.changeHistory(ctx, s, cfg.AppID, func(h *history) error {
 		if wait := h.wait(now); wait > 0 {
 			return h.limited(wait)
 		}
 		h.Epoch++
 		// WeChat counts from when a call reaches it.
-		h.Forced = append(h.Forced, now.Add(acct.RequestTimeout))
+		h.Forced = append(h.Forced, now.Add(cfg.RequestTimeout))
 		return nil
 	})
 	switch {
@@ -246,15 +244,15 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 	case err != nil:
 		// The history may have been written all the same: look again.
 		k.reload(ctx, s, t)
-		k.doubtTwins(t.name, acct.AppID)
+		k.doubtTwins(t.name, cfg.AppID)
 		return nil, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	doubtful := st.doubtedSince(now)
 	t.state.Store(doubtful)
-	k.doubtTwins(t.name, acct.AppID)
+	k.doubtTwins(t.name, cfg.AppID)
 
-	g, err := k.client.stableToken(k.ctx, acct.endpoint(), true)
-	if problemOf(err).definite() {
+	g, err := k.client.stableToken(k.ctx, cfg.endpoint(), true)
+	if problemOf(err).noEffect() {
 		k.undoForce(ctx, s, t, st)
 		return nil, err
 	}
@@ -263,7 +261,7 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 	}
 	var tok *token
 	if err == nil {
-		if tok = g.adopt(st.token, acct.ID, h.Epoch); st.token == nil {
+		if tok = g.adopt(st.token, cfg.ID, h.Epoch); st.token == nil {
 			tok.Forced++ // it replaced a token that the engine never had
 		}
 		err = storeToken(ctx, s, t.name, st.token, tok)
@@ -280,11 +278,11 @@ func (k *keeper) force(ctx context.Context, s logical.Storage, t *tracked, st *s
 	}
 	next := doubtful.succeeded(g, tok, syncJitter())
 	t.state.Store(next)
-	if err := k.dateForce(ctx, s, acct.AppID, g.answered); err != nil {
+	if err := k.dateForce(ctx, s, cfg.AppID, g.answered); err != nil {
 		k.log.Warn("the next forced refresh will have to wait longer than it needs to", "account", t.name, "error", err)
 	}
 	same := st.token != nil && st.token.AccessToken == tok.AccessToken
-	k.log.Info("forced refresh", "account", t.name, "appid", acct.AppID, "replaced", !same, "remaining", h.remaining())
+	k.log.Info("forced refresh", "account", t.name, "appid", cfg.AppID, "replaced", !same, "remaining", h.remaining())
 	return &rotated{next, same, h.remaining()}, nil
 }
 

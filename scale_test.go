@@ -43,13 +43,13 @@ func (f fleet) token(i int) string { return fmt.Sprintf("%0512d", i) }
 func (f fleet) store(tb testing.TB, s logical.Storage, left time.Duration) {
 	tb.Helper()
 	end := wallClock().UTC().Truncate(time.Second).Add(left)
-	acct := newAccount()
-	acct.Secret, acct.BaseURL, acct.SyncInterval = testSecret, testURL, 0
+	cfg := newConfig()
+	cfg.Secret, cfg.BaseURL, cfg.SyncInterval = testSecret, testURL, 0
 	tok := &token{Version: schemaVersion, RotatedAt: end.Add(-maxLifetime), ExpireTime: end}
 	for i := range int(f) {
-		acct.ID, acct.AppID = fmt.Sprintf("%026d", i), f.appID(i)
-		tok.AccountID, tok.AccessToken = acct.ID, f.token(i)
-		require.NoError(tb, writeAccount(tb.Context(), s, f.name(i), acct))
+		cfg.ID, cfg.AppID = fmt.Sprintf("%026d", i), f.appID(i)
+		tok.AccountID, tok.AccessToken = cfg.ID, f.token(i)
+		require.NoError(tb, storeConfig(tb.Context(), s, f.name(i), cfg))
 		require.NoError(tb, writeEntry(tb.Context(), s, tokenPrefix+f.name(i), tok))
 	}
 }
@@ -301,7 +301,7 @@ func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
 	}{
 		"server error":       {wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable}, backoffTransient, latency},
 		"busy":               {wechatsim.Fault{Kind: "errcode", Errcode: -1}, backoffTransient, latency},
-		"quota of a minute":  {wechatsim.Fault{Kind: "errcode", Errcode: 45011}, backoffMinute, latency},
+		"quota of a minute":  {wechatsim.Fault{Kind: "errcode", Errcode: 45011}, backoffQuota, latency},
 		"IP not whitelisted": {wechatsim.Fault{Kind: "errcode", Errcode: 40164}, backoffPerson, latency},
 		"hang":               {wechatsim.Fault{Kind: "hang"}, backoffTransient, defaultRequestTimeout},
 	} {
@@ -401,10 +401,10 @@ func TestScaleSlowRefusalsWhileNothingIsDue(t *testing.T) {
 		f := fleet(n)
 		f.store(t, m.storage, 2*time.Hour)
 		for i := range n {
-			acct, err := readAccount(t.Context(), m.storage, f.name(i))
+			cfg, err := loadConfig(t.Context(), m.storage, f.name(i))
 			require.NoError(t, err)
-			acct.SyncInterval = defaultSyncInterval
-			require.NoError(t, writeAccount(t.Context(), m.storage, f.name(i), acct))
+			cfg.SyncInterval = defaultSyncInterval
+			require.NoError(t, storeConfig(t.Context(), m.storage, f.name(i), cfg))
 			m.sim.SetAccount(f.appID(i), wechatsim.Account{Secret: testSecret})
 			m.sim.Inject(wechatsim.Fault{AppID: f.appID(i), Kind: "status", Status: http.StatusServiceUnavailable})
 		}
@@ -486,7 +486,7 @@ func BenchmarkParseAnswer(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if g, p := parseAnswer(http.StatusOK, []byte(raw)); g == nil && p == nil {
+				if g, p := parseAnswer(apiStableToken, http.StatusOK, []byte(raw), []string{testSecret}); g == nil && p == nil {
 					b.Fatal("neither a token nor a problem")
 				}
 			}

@@ -9,8 +9,6 @@ import (
 )
 
 const (
-	tokenPrefix = "token/"
-
 	// refreshMargin is how much of its life a token has left when it is due. A
 	// normal call within the last 300 s is answered with a new token; the 10 s
 	// between are for clocks that differ.
@@ -95,7 +93,7 @@ func (t *token) end() time.Time {
 // adopt turns an answer into the token to keep. If WeChat handed out the token
 // that the engine already has, its times stay as they are, but for an end that
 // this machine's clock has passed and WeChat's has not.
-func (g *grant) adopt(old *token, accountID string, epoch int) *token {
+func (g *tokenAnswer) adopt(old *token, accountID string, epoch int) *token {
 	t := &token{
 		Version: schemaVersion, AccountID: accountID, AccessToken: g.token, Epoch: epoch,
 		RotatedAt:  g.asked.UTC().Truncate(time.Millisecond),
@@ -135,7 +133,7 @@ func (g *grant) adopt(old *token, accountID string, epoch int) *token {
 }
 
 // check refuses a token that is about to end.
-func (g *grant) check() error {
+func (g *tokenAnswer) check() error {
 	if g.end().Sub(g.answered) < minTTL {
 		return &problem{rule: ruleAnswer, detail: fmt.Sprintf("the token it holds has only %s left", g.lifetime)}
 	}
@@ -144,10 +142,10 @@ func (g *grant) check() error {
 
 // end is the earliest moment at which the token can end, by this answer, cut to
 // the second.
-func (g *grant) end() time.Time { return g.asked.Add(g.lifetime).UTC().Truncate(time.Second) }
+func (g *tokenAnswer) end() time.Time { return g.asked.Add(g.lifetime).UTC().Truncate(time.Second) }
 
 // due returns when the token of this answer is to be replaced.
-func (g *grant) due() time.Time {
+func (g *tokenAnswer) due() time.Time {
 	due, settled := dueAt(g.asked, g.lifetime), g.answered.Add(min(settleTime, g.lifetime/2))
 	if due.Before(settled) {
 		return settled
@@ -198,9 +196,9 @@ type failure struct {
 // newState is what storage tells of an account, epoch being that of its appid's
 // history. The first comparison with WeChat is spread over the interval by
 // jitter, from 0 to 1.
-func newState(acct *account, t *token, epoch int, jitter float64) *state {
-	st := &state{accountID: acct.ID, appID: acct.AppID, maxTTL: acct.MaxTTL, syncInterval: acct.SyncInterval}
-	if t != nil && t.AccountID == acct.ID {
+func newState(cfg *config, t *token, epoch int, jitter float64) *state {
+	st := &state{accountID: cfg.ID, appID: cfg.AppID, maxTTL: cfg.MaxTTL, syncInterval: cfg.SyncInterval}
+	if t != nil && t.AccountID == cfg.ID {
 		st.token = t
 		st.due = dueAt(t.RotatedAt, t.end().Sub(t.RotatedAt))
 		st.scheduleSync(wallClock(), jitter)
@@ -222,7 +220,7 @@ func (st *state) doubtedSince(now time.Time) *state {
 }
 
 // is reports whether the state is of this account, as it was or as it is to be.
-func (st *state) is(acct *account) bool { return st != nil && st.accountID == acct.ID }
+func (st *state) is(cfg *config) bool { return st != nil && st.accountID == cfg.ID }
 
 // anew is the state once the clock was set back to now: WeChat is to be asked
 // about the token at once, whatever failed before.
@@ -254,9 +252,9 @@ func (st *state) forced() int {
 
 // reconfigured is the state after a change of the configuration that leaves the
 // account the same one. What failed before is forgotten.
-func (st *state) reconfigured(acct *account, jitter float64) *state {
+func (st *state) reconfigured(cfg *config, jitter float64) *state {
 	next := *st
-	next.maxTTL, next.syncInterval, next.failure = acct.MaxTTL, acct.SyncInterval, nil
+	next.maxTTL, next.syncInterval, next.failure = cfg.MaxTTL, cfg.SyncInterval, nil
 	next.scheduleSync(wallClock(), jitter)
 	return &next
 }
@@ -345,7 +343,7 @@ func (st *state) wake() time.Time {
 
 // succeeded is the state after an answer from WeChat, t being the token that
 // was made of it.
-func (st *state) succeeded(g *grant, t *token, jitter float64) *state {
+func (st *state) succeeded(g *tokenAnswer, t *token, jitter float64) *state {
 	next := *st
 	next.failure, next.lastSuccess = nil, g.answered
 	if st.token == nil || st.token.AccessToken != t.AccessToken || t.end().Before(st.token.end()) || !g.asked.Before(st.due) {
@@ -382,6 +380,3 @@ func readToken(ctx context.Context, s logical.Storage, name string) (*token, err
 	}
 	return t, nil
 }
-
-// timestamp is how a time is shown: RFC 3339 in UTC.
-func timestamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -20,15 +20,15 @@ func after(seconds float64) time.Time {
 }
 
 // granted is an answer that came at once, asked so many seconds after noon.
-func granted(token string, asked, lifetime float64) *grant {
-	return &grant{
+func granted(token string, asked, lifetime float64) *tokenAnswer {
+	return &tokenAnswer{
 		token: token, asked: after(asked), answered: after(asked),
 		lifetime: time.Duration(lifetime) * time.Second,
 	}
 }
 
 // adopted is the token that an answer makes of old.
-func adopted(g *grant, old *token) *token { return g.adopt(old, "account-1", 0) }
+func adopted(g *tokenAnswer, old *token) *token { return g.adopt(old, "account-1", 0) }
 
 // fresh is the state after a first answer at noon.
 func fresh(lifetime float64) *state {
@@ -37,7 +37,7 @@ func fresh(lifetime float64) *state {
 }
 
 // answered is the state after an answer.
-func answered(st *state, g *grant) *state { return st.succeeded(g, adopted(g, st.token), 1) }
+func answered(st *state, g *tokenAnswer) *state { return st.succeeded(g, adopted(g, st.token), 1) }
 
 // failedAt is the state after a server error so many seconds after noon.
 func failedAt(st *state, at float64) *state {
@@ -47,7 +47,7 @@ func failedAt(st *state, at float64) *state {
 func TestAdopt(t *testing.T) {
 	old := adopted(granted("T1", 0, 7200), nil)
 	for name, c := range map[string]struct {
-		grant   *grant
+		grant   *tokenAnswer
 		old     *token
 		rotated time.Time
 		expires time.Time
@@ -204,7 +204,7 @@ func TestTheBackgroundDoesNotAskAgainAtOnce(t *testing.T) {
 func TestSucceeded(t *testing.T) {
 	for name, c := range map[string]struct {
 		before   *state
-		grant    *grant
+		grant    *tokenAnswer
 		end, due time.Time
 		expires  time.Time // as readers are told
 	}{
@@ -266,8 +266,8 @@ func TestFailed(t *testing.T) {
 			{secret, 2, 30 * time.Second, 30 * time.Second},
 			{secret, 3, 45 * time.Second, time.Minute},
 			{busy, 4, time.Second, time.Second},
-			{blocked, 5, time.Hour, time.Hour},
-			{blocked, 6, time.Hour, time.Hour},
+			{blocked, 5, time.Minute, time.Minute},
+			{blocked, 6, 90 * time.Second, 2 * time.Minute},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -300,14 +300,14 @@ func TestReconfiguredForgetsFailuresAndKeepsTheToken(t *testing.T) {
 		st := failedAt(fresh(7200), 100)
 		st.generation = 7
 		before := *st
-		got := st.reconfigured(&account{ID: "account-1", MaxTTL: time.Minute, SyncInterval: time.Hour}, 0.5)
+		got := st.reconfigured(&config{ID: "account-1", MaxTTL: time.Minute, SyncInterval: time.Hour}, 0.5)
 		require.Equal(t, before, *st, "a state is never changed")
 		want := before
 		want.failure, want.maxTTL, want.syncInterval = nil, time.Minute, time.Hour
 		want.sync = wallClock().Add(30 * time.Minute)
 		require.Equal(t, &want, got)
 
-		got = got.reconfigured(&account{ID: "account-1"}, 0.5)
+		got = got.reconfigured(&config{ID: "account-1"}, 0.5)
 		require.Zero(t, got.maxTTL)
 		require.True(t, got.sync.IsZero())
 	})
@@ -317,16 +317,16 @@ func TestAStoredTokenIsOnlyUsedForItsAccount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(time.Until(noon))
 		stored := adopted(granted("T1", 0.9, 7200), nil)
-		acct := &account{ID: "account-1", AppID: testAppID, MaxTTL: time.Minute, SyncInterval: time.Hour}
-		st := newState(acct, stored, 0, 0.25)
+		cfg := &config{ID: "account-1", AppID: testAppID, MaxTTL: time.Minute, SyncInterval: time.Hour}
+		st := newState(cfg, stored, 0, 0.25)
 		require.Equal(t, stored, st.token)
 		require.Equal(t, after(7200), st.token.end())
 		require.Equal(t, after(6910), st.due)
 		require.Equal(t, wallClock().Add(15*time.Minute), st.sync)
 		require.Equal(t, time.Minute, st.maxTTL)
 
-		acct.ID = "account-2"
-		st = newState(acct, stored, 0, 0.25)
+		cfg.ID = "account-2"
+		st = newState(cfg, stored, 0, 0.25)
 		require.Nil(t, st.token)
 		require.True(t, st.wake().IsZero())
 		require.False(t, st.usable(after(1)))
@@ -354,7 +354,7 @@ func TestADoubtedTokenIsNotHandedOutUntilItIsConfirmedOrReplaced(t *testing.T) {
 	t.Run("after a restart", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			stored := adopted(granted("T1", 0, 7200), nil)
-			got := newState(&account{ID: "account-1"}, stored, 1, 0)
+			got := newState(&config{ID: "account-1"}, stored, 1, 0)
 			require.Equal(t, stored, got.token)
 			require.False(t, got.usable(after(100)), "a token of another epoch may be dead")
 		})
@@ -440,7 +440,7 @@ type followed struct {
 	slow   time.Duration // the longest that a call takes
 
 	st       *state
-	inFlight *grant    // nil if no call is
+	inFlight *tokenAnswer    // nil if no call is
 	answerAt time.Time // when it is answered
 
 	asked [2]time.Time // the last two calls since the engine started
@@ -462,7 +462,7 @@ func (f *followed) ask() {
 	f.hasty = f.hasty || !f.steps && f.now.Sub(f.asked[0]) < settleTime
 	f.asked = [2]time.Time{f.asked[1], f.now}
 	there, back := f.between(f.slow/2), f.between(f.slow/2)
-	g := &grant{asked: f.clock(), answered: f.clock().Add(there + back)}
+	g := &tokenAnswer{asked: f.clock(), answered: f.clock().Add(there + back)}
 	g.token, g.lifetime = f.wechat.call(f.now.Add(there))
 	f.inFlight, f.answerAt = g, f.now.Add(there+back)
 }
@@ -476,7 +476,7 @@ func (f *followed) take() {
 // restart forgets what is not stored.
 func (f *followed) restart() {
 	if f.st.token != nil {
-		st := newState(&account{ID: "account-1", MaxTTL: f.st.maxTTL, SyncInterval: f.st.syncInterval}, f.st.token, 0, 0)
+		st := newState(&config{ID: "account-1", MaxTTL: f.st.maxTTL, SyncInterval: f.st.syncInterval}, f.st.token, 0, 0)
 		st.scheduleSync(f.clock(), f.rng.Float64())
 		f.st, f.asked = st, [2]time.Time{}
 	}

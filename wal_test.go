@@ -184,15 +184,15 @@ func (m *mount) checkStored(before map[string]string) {
 		if !isToken {
 			continue
 		}
-		acct, err := readAccount(m.t.Context(), m.storage, name)
+		cfg, err := loadConfig(m.t.Context(), m.storage, name)
 		require.NoError(m.t, err)
-		require.NotNil(m.t, acct, "a token without its configuration")
+		require.NotNil(m.t, cfg, "a token without its configuration")
 		var tok token
 		require.NoError(m.t, mustGet(m, key).DecodeJSON(&tok))
-		require.Equal(m.t, acct.ID, tok.AccountID, "a token of another account")
+		require.Equal(m.t, cfg.ID, tok.AccountID, "a token of another account")
 		if before[configPrefix+name] == string(mustGet(m, configPrefix+name).Value) && before[key] != "" {
 			appid, _ := m.sim.Check(tok.AccessToken)
-			require.Equal(m.t, acct.AppID, appid)
+			require.Equal(m.t, cfg.AppID, appid)
 			require.True(m.t, value == before[key] || m.sim.Current(appid) == tok.AccessToken, "the old configuration has lost its token")
 		}
 	}
@@ -206,9 +206,9 @@ func (m *mount) checkStored(before map[string]string) {
 func (m *mount) checkServed(before map[string]string) {
 	m.t.Helper()
 	for _, name := range []string{"demo", "unread", "new"} {
-		acct, err := readAccount(m.t.Context(), m.storage, name)
+		cfg, err := loadConfig(m.t.Context(), m.storage, name)
 		require.NoError(m.t, err)
-		if acct == nil {
+		if cfg == nil {
 			m.refused(logical.ReadOperation, "token/"+name, nil)
 			continue
 		}
@@ -217,7 +217,7 @@ func (m *mount) checkServed(before map[string]string) {
 		calls := m.calls()
 		resp := m.ok(logical.ReadOperation, "token/"+name, nil)
 		appid, errcode := m.sim.Check(resp.Data["access_token"].(string))
-		require.Equal(m.t, acct.AppID, appid, "a token of another account")
+		require.Equal(m.t, cfg.AppID, appid, "a token of another account")
 		if errcode != 0 { // replaced outside: a comparison finds that, a read does not
 			require.Equal(m.t, 40001, errcode)
 			require.Equal(m.t, "demo", name)

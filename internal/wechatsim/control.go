@@ -120,10 +120,14 @@ func (s *Sim) patch(appid string, body []byte) error {
 }
 
 func (s *Sim) controlAccount(w http.ResponseWriter, r *http.Request) {
-	if appid, known := s.known(w, r); known {
+	appid, known := s.known(w, r)
+	if !known {
+		return
+	}
+	if api, known := knownAPI(w, r); known {
 		writeJSON(w, http.StatusOK, map[string]any{
 			"access_token":  s.Current(appid),
-			"max_in_flight": s.MaxInFlightOf(apiIn(r), appid),
+			"max_in_flight": s.MaxInFlightOf(api, appid),
 			"tickets": map[string]string{
 				"jsapi":   s.CurrentTicket(appid, "jsapi"),
 				"wx_card": s.CurrentTicket(appid, "wx_card"),
@@ -146,12 +150,20 @@ func (s *Sim) controlExpire(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Sim) controlCalls(w http.ResponseWriter, r *http.Request) {
-	writeJSON(w, http.StatusOK, s.CallsOf(apiIn(r), r.URL.Query().Get("appid")))
+	if api, known := knownAPI(w, r); known {
+		writeJSON(w, http.StatusOK, s.CallsOf(api, r.URL.Query().Get("appid")))
+	}
 }
 
-// apiIn returns the API that the query names, by default stable_token.
-func apiIn(r *http.Request) string {
-	return cmp.Or(r.URL.Query().Get("api"), APIToken)
+// knownAPI returns the API that the query names, by default stable_token; if there
+// is no such API, it answers the request.
+func knownAPI(w http.ResponseWriter, r *http.Request) (name string, known bool) {
+	name = cmp.Or(r.URL.Query().Get("api"), APIToken)
+	if _, known = apis[name]; !known && name != AllAPIs {
+		badRequest(w, fmt.Errorf("unknown API %q", name))
+		return name, false
+	}
+	return name, true
 }
 
 func (s *Sim) controlCheck(w http.ResponseWriter, r *http.Request) {

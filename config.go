@@ -5,15 +5,12 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"math"
 	"net"
 	"net/url"
-	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,12 +22,6 @@ import (
 )
 
 const (
-	configPrefix = "config/"
-
-	// schemaVersion is written into every storage entry, so that a later
-	// version can tell what it reads.
-	schemaVersion = 1
-
 	defaultBaseURL        = "https://api.weixin.qq.com"
 	defaultRequestTimeout = 5 * time.Second
 	defaultSyncInterval   = 5 * time.Minute
@@ -38,27 +29,14 @@ const (
 
 	maxRequestTimeout = 30 * time.Second
 
-	maxNameLength = 255
 	maxDuration   = 24 * time.Hour
 	maxCredential = 256      // characters of an appid or a secret
 	maxCAPEM      = 64 << 10 // bytes
 
-	nameRule = "one or more segments joined by /, each of ASCII letters, digits, _, - and ., beginning and ending with a letter or digit; at most 255 characters"
 )
 
-// namePattern is the contract's rule for account names, its length aside.
-var namePattern = regexp.MustCompile(`^[0-9A-Za-z](?:[0-9A-Za-z_.-]*[0-9A-Za-z])?(?:/[0-9A-Za-z](?:[0-9A-Za-z_.-]*[0-9A-Za-z])?)*$`)
-
-// checkName says why name cannot name an account, or returns nil.
-func checkName(name string) error {
-	if len(name) > maxNameLength || !namePattern.MatchString(name) {
-		return fmt.Errorf("the name of an account is %s", nameRule)
-	}
-	return nil
-}
-
-// account is the configuration of one account, as it is stored.
-type account struct {
+// config is the configuration of one account, as it is stored.
+type config struct {
 	Version int `json:"version"`
 
 	// ID binds a stored token to this account: it changes whenever the account
@@ -76,9 +54,9 @@ type account struct {
 	MaxTTL         time.Duration `json:"max_ttl"`
 }
 
-// newAccount holds the defaults.
-func newAccount() *account {
-	return &account{
+// newConfig holds the defaults.
+func newConfig() *config {
+	return &config{
 		Version:        schemaVersion,
 		BaseURL:        defaultBaseURL,
 		RequestTimeout: defaultRequestTimeout,
@@ -87,21 +65,21 @@ func newAccount() *account {
 	}
 }
 
-func (acct *account) endpoint() endpoint {
+func (cfg *config) endpoint() endpoint {
 	return endpoint{
-		appID: acct.AppID, secret: acct.Secret,
-		baseURL: acct.BaseURL, proxy: acct.ProxyURL, caPEM: acct.CAPEM,
-		timeout: acct.RequestTimeout,
+		appID: cfg.AppID, secret: cfg.Secret,
+		baseURL: cfg.BaseURL, proxy: cfg.ProxyURL, caPEM: cfg.CAPEM,
+		timeout: cfg.RequestTimeout,
 	}
 }
 
-// update returns the account with the fields that data names changed, acct
-// being nil where there is none yet. It validates everything and leaves acct
+// update returns the account with the fields that data names changed, cfg
+// being nil where there is none yet. It validates everything and leaves cfg
 // as it is. A change that makes it another account gives it a new ID.
-func (acct *account) update(data *framework.FieldData) (*account, error) {
-	next := newAccount()
-	if acct != nil {
-		*next = *acct
+func (cfg *config) update(data *framework.FieldData) (*config, error) {
+	next := newConfig()
+	if cfg != nil {
+		*next = *cfg
 	}
 	if err := errors.Join(next.setCredentials(data), next.setRoute(data), next.setTimes(data)); err != nil {
 		return nil, err
@@ -112,25 +90,25 @@ func (acct *account) update(data *framework.FieldData) (*account, error) {
 	case next.Secret == "":
 		return nil, errors.New("secret is required: write the account's AppSecret")
 	}
-	if acct != nil && !names(data, "secret") {
+	if cfg != nil && !sets(data, "secret") {
 		for _, route := range []struct{ field, now, before string }{
-			{"base_url", next.BaseURL, acct.BaseURL},
-			{"proxy_url", next.ProxyURL, acct.ProxyURL},
-			{"ca_pem", next.CAPEM, acct.CAPEM},
+			{"base_url", next.BaseURL, cfg.BaseURL},
+			{"proxy_url", next.ProxyURL, cfg.ProxyURL},
+			{"ca_pem", next.CAPEM, cfg.CAPEM},
 		} {
 			if route.now != route.before {
 				return nil, fmt.Errorf("%s decides where the stored secret is sent: write secret in the same request", route.field)
 			}
 		}
 	}
-	if acct == nil || next.AppID != acct.AppID || next.BaseURL != acct.BaseURL {
+	if cfg == nil || next.AppID != cfg.AppID || next.BaseURL != cfg.BaseURL {
 		next.ID = rand.Text()
 	}
 	return next, nil
 }
 
-// names reports whether the request names one of the fields.
-func names(data *framework.FieldData, fields ...string) bool {
+// sets reports whether the request names one of the fields.
+func sets(data *framework.FieldData, fields ...string) bool {
 	for _, f := range fields {
 		if _, ok := data.Raw[f]; ok {
 			return true
@@ -139,17 +117,17 @@ func names(data *framework.FieldData, fields ...string) bool {
 	return false
 }
 
-func (acct *account) setCredentials(data *framework.FieldData) error {
-	if names(data, "appid") {
-		acct.AppID = data.Get("appid").(string)
-		if err := checkCredential("appid", acct.AppID); err != nil {
+func (cfg *config) setCredentials(data *framework.FieldData) error {
+	if sets(data, "appid") {
+		cfg.AppID = data.Get("appid").(string)
+		if err := checkCredential("appid", cfg.AppID); err != nil {
 			return err
 		}
 	}
-	if names(data, "secret") {
-		acct.Secret = data.Get("secret").(string)
-		acct.SecretSetTime = wallClock().UTC().Truncate(time.Second)
-		return checkCredential("secret", acct.Secret)
+	if sets(data, "secret") {
+		cfg.Secret = data.Get("secret").(string)
+		cfg.SecretSetTime = wallClock().UTC().Truncate(time.Second)
+		return checkCredential("secret", cfg.Secret)
 	}
 	return nil
 }
@@ -169,23 +147,23 @@ func checkCredential(field, value string) error {
 	return nil
 }
 
-func (acct *account) setRoute(data *framework.FieldData) error {
-	if names(data, "base_url") {
+func (cfg *config) setRoute(data *framework.FieldData) error {
+	if sets(data, "base_url") {
 		normal, err := normalizeBaseURL(data.Get("base_url").(string))
 		if err != nil {
 			return err
 		}
-		acct.BaseURL = normal
+		cfg.BaseURL = normal
 	}
-	if names(data, "proxy_url") {
-		acct.ProxyURL = data.Get("proxy_url").(string)
-		if err := checkProxyURL(acct.ProxyURL); err != nil {
+	if sets(data, "proxy_url") {
+		cfg.ProxyURL = data.Get("proxy_url").(string)
+		if err := checkProxyURL(cfg.ProxyURL); err != nil {
 			return err
 		}
 	}
-	if names(data, "ca_pem") {
+	if sets(data, "ca_pem") {
 		roots, err := normalizeCAPEM(strings.TrimSpace(data.Get("ca_pem").(string)))
-		acct.CAPEM = roots
+		cfg.CAPEM = roots
 		return err
 	}
 	return nil
@@ -278,18 +256,18 @@ func normalizeCAPEM(text string) (string, error) {
 	return strings.TrimSpace(roots.String()), nil
 }
 
-func (acct *account) setTimes(data *framework.FieldData) error {
+func (cfg *config) setTimes(data *framework.FieldData) error {
 	for _, f := range []struct {
 		field    string
 		value    *time.Duration
 		min, max time.Duration
 		off      bool // 0 is allowed and switches it off
 	}{
-		{"request_timeout", &acct.RequestTimeout, time.Second, maxRequestTimeout, false},
-		{"sync_interval", &acct.SyncInterval, time.Minute, maxDuration, true},
-		{"max_ttl", &acct.MaxTTL, 10 * time.Second, maxDuration, true},
+		{"request_timeout", &cfg.RequestTimeout, time.Second, maxRequestTimeout, false},
+		{"sync_interval", &cfg.SyncInterval, time.Minute, maxDuration, true},
+		{"max_ttl", &cfg.MaxTTL, 10 * time.Second, maxDuration, true},
 	} {
-		if !names(data, f.field) {
+		if !sets(data, f.field) {
 			continue
 		}
 		d, err := wholeSeconds(data.Raw[f.field])
@@ -331,83 +309,34 @@ func wholeSeconds(raw any) (time.Duration, error) {
 }
 
 // fields is what may be read back: everything but the secrets.
-func (acct *account) fields() map[string]any {
+func (cfg *config) fields() map[string]any {
 	proxy := ""
-	if u, err := url.Parse(acct.ProxyURL); err == nil {
+	if u, err := url.Parse(cfg.ProxyURL); err == nil {
 		u.User = nil
 		proxy = u.String()
 	}
 	return map[string]any{
-		"appid":           acct.AppID,
-		"secret_set_time": timestamp(acct.SecretSetTime),
-		"base_url":        acct.BaseURL,
+		"appid":           cfg.AppID,
+		"secret_set_time": timestamp(cfg.SecretSetTime),
+		"base_url":        cfg.BaseURL,
 		"proxy_url":       proxy,
-		"ca_pem":          acct.CAPEM,
-		"request_timeout": int64(acct.RequestTimeout / time.Second),
-		"sync_interval":   int64(acct.SyncInterval / time.Second),
-		"max_ttl":         int64(acct.MaxTTL / time.Second),
+		"ca_pem":          cfg.CAPEM,
+		"request_timeout": int64(cfg.RequestTimeout / time.Second),
+		"sync_interval":   int64(cfg.SyncInterval / time.Second),
+		"max_ttl":         int64(cfg.MaxTTL / time.Second),
 	}
 }
 
-// readAccount returns the stored account, nil if there is none.
-func readAccount(ctx context.Context, s logical.Storage, name string) (*account, error) {
-	acct := &account{}
-	found, err := readEntry(ctx, s, storageKey(configPrefix, name), acct)
+// loadConfig returns the stored account, nil if there is none.
+func loadConfig(ctx context.Context, s logical.Storage, name string) (*config, error) {
+	cfg := &config{}
+	found, err := readEntry(ctx, s, storageKey(configPrefix, name), cfg)
 	if err != nil || !found {
 		return nil, err
 	}
-	return acct, nil
+	return cfg, nil
 }
 
-func writeAccount(ctx context.Context, s logical.Storage, name string, acct *account) error {
-	return writeEntry(ctx, s, storageKey(configPrefix, name), acct)
-}
-
-// storageKey is where what has a name is stored in an area. Vault's storage
-// refuses keys with two dots in a row, which a name may have.
-func storageKey(prefix, name string) string {
-	return prefix + strings.ReplaceAll(name, "..", ".%2E")
-}
-
-// storedName is the name at the end of a storage key, which storageKey made.
-func storedName(key string) string { return strings.ReplaceAll(key, "%2E", ".") }
-
-// storedNames turns keys of storage into names, and sorts them.
-func storedNames(keys []string) []string {
-	for i, key := range keys {
-		keys[i] = storedName(key)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-// readEntry decodes the entry at key into v and checks its schema version. It
-// reports whether there is an entry.
-func readEntry(ctx context.Context, s logical.Storage, key string, v any) (bool, error) {
-	entry, err := s.Get(ctx, key)
-	if err != nil || entry == nil {
-		return false, err
-	}
-	var header struct {
-		Version int `json:"version"`
-	}
-	// The decoder's errors could quote the entry.
-	if json.Unmarshal(entry.Value, &header) != nil {
-		return false, fmt.Errorf("the storage entry %s cannot be decoded", key)
-	}
-	if header.Version != schemaVersion {
-		return false, fmt.Errorf("the storage entry %s has schema version %d: this version of the plugin reads %d", key, header.Version, schemaVersion)
-	}
-	if json.Unmarshal(entry.Value, v) != nil {
-		return false, fmt.Errorf("the storage entry %s cannot be decoded", key)
-	}
-	return true, nil
-}
-
-func writeEntry(ctx context.Context, s logical.Storage, key string, v any) error {
-	entry, err := logical.StorageEntryJSON(key, v)
-	if err != nil {
-		return err
-	}
-	return s.Put(ctx, entry)
+func storeConfig(ctx context.Context, s logical.Storage, name string, cfg *config) error {
+	return writeEntry(ctx, s, storageKey(configPrefix, name), cfg)
 }

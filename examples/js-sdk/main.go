@@ -44,7 +44,8 @@ func main() {
 	mux.HandleFunc("GET /", s.page)
 	mux.HandleFunc("GET /signature", s.signature)
 
-	listener, err := net.Listen("tcp", cmp.Or(os.Getenv("LISTEN"), "127.0.0.1:8080"))
+	var config net.ListenConfig
+	listener, err := config.Listen(context.Background(), "tcp", cmp.Or(os.Getenv("LISTEN"), "127.0.0.1:8080"))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -21,7 +21,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha1"
+	"crypto/sha1" //nolint:gosec // WeChat's choice
 	"crypto/subtle"
 	"encoding/hex"
 	"encoding/json"
@@ -55,7 +55,8 @@ func main() {
 	mux.HandleFunc("POST /phone", serve(s.phone))
 	mux.HandleFunc("POST /profile", serve(s.profile))
 
-	listener, err := net.Listen("tcp", cmp.Or(os.Getenv("LISTEN"), "127.0.0.1:8080"))
+	var config net.ListenConfig
+	listener, err := config.Listen(context.Background(), "tcp", cmp.Or(os.Getenv("LISTEN"), "127.0.0.1:8080"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -138,7 +139,7 @@ func (s *shop) profile(_ context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum := sha1.Sum([]byte(r.RawData + user.sessionKey)) // WeChat's choice
+	sum := sha1.Sum([]byte(r.RawData + user.sessionKey)) //nolint:gosec // WeChat's choice
 	if subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(r.Signature)) == 0 {
 		return nil, &failure{http.StatusForbidden, "the signature is wrong"}
 	}
@@ -323,7 +324,7 @@ func serve(answer func(context.Context, request) (any, error)) http.HandlerFunc 
 		req.session, _ = strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		result, err := answer(r.Context(), req)
 		if err != nil {
-			log.Printf("%s: %v", r.URL.Path, err)
+			log.Printf("%s: %q", r.Pattern, err)
 			status := http.StatusServiceUnavailable
 			if f, ok := errors.AsType[*failure](err); ok {
 				status = f.status

@@ -138,10 +138,10 @@ func (a *account) ask(ctx context.Context, method, area string, body, data any) 
 		Errors []string `json:"errors"`
 	}{Data: data}
 	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return fmt.Errorf("Vault answers HTTP %d: %w", resp.StatusCode, err)
+		return fmt.Errorf("asking Vault: HTTP %d: %w", resp.StatusCode, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("Vault answers HTTP %d: %q", resp.StatusCode, answer.Errors)
+		return fmt.Errorf("asking Vault: HTTP %d: %q", resp.StatusCode, answer.Errors)
 	}
 	return nil
 }

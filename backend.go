@@ -5,7 +5,9 @@ package wechat
 
 import (
 	"context"
+	"fmt"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -74,6 +76,35 @@ func (b *backend) initialize(_ context.Context, req *logical.InitializationReque
 		b.keeper.start(req.Storage)
 	}
 	return nil
+}
+
+// walMinAge is the age at which Vault hands an entry of the write-ahead log to
+// rollback. It only spares work: rollback leaves alone what somebody is still at, and
+// a revocation that the background has in hand.
+const walMinAge = 10 * time.Second
+
+// rollback finishes what an entry of the write-ahead log announced. Vault calls it for
+// entries older than walMinAge, and drops the entry if it returns nil. It waits for
+// nobody who is busy with the account.
+func (b *backend) rollback(ctx context.Context, req *logical.Request, kind string, data any) error {
+	if !b.keeper.writable() {
+		return errPending // it is the active node's to do
+	}
+	switch kind {
+	case walChange:
+		var c change
+		if err := decodeWAL(data, &c); err != nil {
+			return err
+		}
+		return b.keeper.reconcile(ctx, req.Storage, c.Name)
+	case walRevocation:
+		var r revocation
+		if err := decodeWAL(data, &r); err != nil {
+			return err
+		}
+		return b.keeper.resumeIfIdle(ctx, req.Storage, &r)
+	}
+	return fmt.Errorf("the write-ahead log holds an entry of the unknown kind %q: was it written by a newer version of the plugin?", kind)
 }
 
 // tick is called by Vault once a minute, with locks held that stall seal and

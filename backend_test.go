@@ -168,6 +168,18 @@ func account1(changes map[string]any) map[string]any {
 	return data
 }
 
+// account1Config is that configuration as far as it says which history is its.
+func account1Config() *config { return &config{AppID: testAppID, BaseURL: testURL} }
+
+// history returns the stored history of the appid of account1.
+func (m *mount) history() *history {
+	m.t.Helper()
+	h := &history{}
+	_, err := readEntry(m.t.Context(), m.storage, historyKey(account1Config()), h)
+	require.NoError(m.t, err)
+	return h
+}
+
 // write configures an account with sync_interval 0, unless changes say
 // otherwise: then every call that WeChat sees is one that the test is about.
 func (m *mount) write(name string, changes map[string]any) *logical.Response {
@@ -412,8 +424,17 @@ func TestReplicationStatesGateWritesAndCalls(t *testing.T) {
 				m.open()
 				before, writes := m.calls(), m.storage.written()
 
-				m.read("warm") // a cached token is served everywhere
+				for _, path := range []string{"token/warm", "status/warm"} {
+					_, err := m.request(logical.ReadOperation, path, nil)
+					if c.writable {
+						require.NoError(t, err)
+					} else {
+						require.Equal(t, logical.ErrReadOnly, err, "what is in memory there may be stale: %s", path)
+					}
+				}
 				require.Equal(t, before, m.calls())
+				m.ok(logical.ReadOperation, "config/warm", nil) // which storage answers
+				require.Equal(t, []string{"cold", "warm"}, m.ok(logical.ListOperation, "token/", nil).Data["keys"])
 
 				_, err := m.request(logical.ReadOperation, "token/cold", nil)
 				_, writeErr := m.request(logical.UpdateOperation, "config/cold", account1(nil))

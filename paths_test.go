@@ -43,7 +43,7 @@ func (m *mount) known() map[string]state {
 	m.keeper.mu.RLock()
 	defer m.keeper.mu.RUnlock()
 	all := map[string]state{}
-	for name, t := range m.keeper.tracked {
+	for name, t := range m.keeper.accounts {
 		if st := t.current(); st != nil {
 			all[name] = *st
 		}
@@ -297,9 +297,9 @@ func TestAParameterOfTheWrongTypeIsRefusedWithoutItsValue(t *testing.T) {
 		"true":                        true,
 		"a fraction as a text":        "1.5",
 		"a fraction":                  json.Number("1.5"),
-		"negative":                    -1,
-		"negative as a text":          "-1",
-		"negative as Vault passes it": json.Number("-1"),
+		"negative":                    -2,
+		"negative as a text":          "-2",
+		"negative as Vault passes it": json.Number("-2"),
 		"too large":                   int64(math.MaxInt32) + 1,
 		"too large as a text":         "99999999999999999999",
 	})
@@ -314,8 +314,10 @@ func TestAParameterOfTheWrongTypeIsRefusedWithoutItsValue(t *testing.T) {
 		{logical.UpdateOperation, "refresh/demo", "rejected_token", text, "rejected_token must be a string"},
 		{logical.ListOperation, "status/", "recursive", boolean, "recursive must be true or false"},
 		{logical.ListOperation, "status/team/", "recursive", boolean, "recursive must be true or false"},
-		{logical.ListOperation, "status/", "limit", number, "limit must be a whole number and not negative"},
-		{logical.ListOperation, "status/team/", "limit", number, "limit must be a whole number and not negative"},
+		{logical.ListOperation, "status/", "limit", number, "limit must be a whole number, or -1 for all"},
+		{logical.ListOperation, "status/team/", "limit", number, "limit must be a whole number, or -1 for all"},
+		{logical.ListOperation, "token/", "limit", number, "limit must be a whole number, or -1 for all"},
+		{logical.ListOperation, "config/team/", "after", text, "after must be a string"},
 		{logical.ListOperation, "status/", "after", text, "after must be a string"},
 		{logical.ListOperation, "status/team/", "after", text, "after must be a string"},
 	} {
@@ -355,8 +357,11 @@ func TestParametersAreTakenAsVaultsClientsWriteThem(t *testing.T) {
 		for _, one := range []any{1, "1", json.Number("1")} {
 			require.Equal(t, []string{"a"}, listed(map[string]any{"limit": one}), "%#v", one)
 		}
-		for _, all := range []any{0, "0", math.MaxInt32} {
+		for _, all := range []any{0, "0", -1, "-1", json.Number("-1"), math.MaxInt32} {
 			require.Len(t, listed(map[string]any{"limit": all}), 3, "%#v", all)
+		}
+		for _, area := range []string{"config/", "token/", "status/"} {
+			require.Equal(t, []string{"b"}, m.ok(logical.ListOperation, area, map[string]any{"after": "a", "limit": 1}).Data["keys"], area)
 		}
 		for _, after := range []any{"a", "aa"} {
 			require.Equal(t, []string{"b", "team/"}, listed(map[string]any{"after": after}), "%#v", after)
@@ -562,9 +567,10 @@ func TestEachSecretIsInOneEntryOnly(t *testing.T) {
 			return nil
 		}
 		m.storage.failing(look)
-		route := map[string]any{"proxy_url": "http://egress:" + password + "@127.0.0.1:3128"}
-		m.write("team/a", route)
+		route := map[string]any{"proxy_url": "http://egress:" + password + "@127.0.0.1:3128", "base_url": "https://192.0.2.1", "verify": false}
+		m.write("team/a", nil)
 		m.read("team/a")
+		m.write("team/b", route)
 		m.write("team/a", map[string]any{"appid": otherAppID})
 		m.read("team/a")
 		m.write("team/a", map[string]any{"verify": false})
@@ -572,6 +578,7 @@ func TestEachSecretIsInOneEntryOnly(t *testing.T) {
 		stored := m.snapshot()
 		require.Contains(t, stored["config/team/a"], testSecret)
 		require.Contains(t, stored["token/team/a"], m.sim.Current(testAppID))
+		require.Contains(t, stored["config/team/b"], password)
 		m.ok(logical.DeleteOperation, "config/team/a", nil)
 		require.NoError(t, look("", ""))
 		require.Greater(t, looked, 10)

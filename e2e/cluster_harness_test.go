@@ -73,7 +73,7 @@ func (e *engine) forced(account fields) int {
 }
 
 // load is a number of readers that go on through whatever happens to the
-// cluster. Each presents the token that it was given to the platform at once.
+// servers. Each presents the token that it was given to the platform at once.
 type load struct {
 	e      *engine
 	cancel context.CancelFunc
@@ -99,14 +99,15 @@ const (
 	readerPatience = 15 * time.Second
 )
 
-// newLoad lets readers read the accounts, through all nodes, until end.
-func newLoad(t *testing.T, c *cluster, e *engine, accounts map[string]fields) *load {
+// newLoad lets readers read the accounts, that many through each of the nodes,
+// until end.
+func newLoad(t *testing.T, nodes []*vaulttest.Server, readers int, e *engine, accounts map[string]fields) *load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &load{e: e, cancel: cancel, told: map[string]string{}, tokens: map[string]string{}}
 	names := slices.Sorted(maps.Keys(accounts))
-	for i := range readersPerNode * len(c.Nodes) {
-		node := c.Nodes[i%len(c.Nodes)]
+	for i := range readers * len(nodes) {
+		node := nodes[i%len(nodes)]
 		l.ended.Go(func() {
 			for n := i; ctx.Err() == nil; n++ {
 				name := names[n%len(names)]

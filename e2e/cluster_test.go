@@ -80,7 +80,7 @@ func TestCluster(t *testing.T) {
 	configured := time.Now()
 	t.Logf("the cluster was ready after %s", configured.Sub(begin).Round(time.Millisecond))
 	h.SetLatency(answerTime)
-	h.load = newLoad(t, c, h.engine, all)
+	h.load = newLoad(t, c.Nodes, readersPerNode, h.engine, all)
 
 	if h.phase(t, "nothing happens", h.watch) &&
 		h.phase(t, "kill -9 of the leader", h.killLeader) &&
@@ -332,26 +332,10 @@ func (h *highlyAvailable) upgrade(t *testing.T) {
 	built := buildPlugin(t, next)
 	must(t, h.Install(built))
 	must(t, h.vault.Register(t.Context(), built))
-	must(t, h.vault.Sys().TuneMountAllowNil(h.path, api.TuneMountConfigInput{PluginVersion: new(next)}))
-	if got := h.running(t); got != subject.plugin.Version {
-		t.Errorf("before the reload version %s runs, want still %s", got, subject.plugin.Version)
-	}
-	_, err := h.vault.Sys().ReloadPlugin(&api.ReloadPluginInput{Mounts: []string{h.path + "/"}, Scope: "global"})
-	must(t, err)
-	if got := h.running(t); got != next {
-		t.Errorf("version %s runs, want %s", got, next)
-	}
+	h.runVersion(t, next, "global")
 	h.intact(t)
 	h.stepDown(t)
-	if got := h.running(t); got != next {
+	if got := h.runningVersion(t); got != next {
 		t.Errorf("version %s runs on the next leader, want %s", got, next)
 	}
-}
-
-// running returns the version of the plugin that the mount runs.
-func (h *highlyAvailable) running(t *testing.T) string {
-	t.Helper()
-	mounts, err := h.vault.Sys().ListMounts()
-	must(t, err)
-	return mounts[h.path+"/"].RunningVersion
 }

@@ -324,7 +324,7 @@ func serve(answer func(context.Context, request) (any, error)) http.HandlerFunc 
 		req.session, _ = strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		result, err := answer(r.Context(), req)
 		if err != nil {
-			log.Printf("%s: %q", r.Pattern, err)
+			log.Printf("%s: %q", r.Pattern, err) //nolint:gosec // quoted, it is one line whatever is in it
 			status := http.StatusServiceUnavailable
 			if f, ok := errors.AsType[*failure](err); ok {
 				status = f.status

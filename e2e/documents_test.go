@@ -109,7 +109,7 @@ case "$*" in
 esac
 exec %s "$@"
 `, d.url, subject.host.Path)
-	must(t, os.WriteFile(filepath.Join(d.dir, "path", "vault"), []byte(script), 0o700)) //nolint:gosec // a program has to be executable
+	must(t, os.WriteFile(filepath.Join(d.dir, "path", "vault"), []byte(script), 0o700))
 }
 
 // provide builds a version of the plugin, and puts it where the documents have

@@ -98,7 +98,7 @@ func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, c
 // state was st. The caller holds the lock.
 func (a *account) storeOther(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *verified) error {
 	err := a.writeOther(ctx, s, st, cfg, answer)
-	if err != nil {
+	if err != nil && a.state.Load() == nil { // before that nothing was changed
 		a.reload(ctx, s)
 	}
 	return err
@@ -175,8 +175,10 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	defer k.release(a)
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	if err := a.deleteStored(ctx, s); err != nil {
-		a.reload(ctx, s)
+	if begun, err := a.deleteStored(ctx, s); err != nil {
+		if begun {
+			a.reload(ctx, s)
+		}
 		return err
 	}
 	a.endRevocation(ctx, s)
@@ -184,31 +186,32 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	return nil
 }
 
-// deleteStored removes what storage holds of an account. The caller holds the lock.
-func (a *account) deleteStored(ctx context.Context, s logical.Storage) error {
+// deleteStored removes what storage holds of an account, and reports whether it has
+// begun to: if not, storage is as it was. The caller holds the lock.
+func (a *account) deleteStored(ctx context.Context, s logical.Storage) (begun bool, err error) {
 	cfg, err := s.Get(ctx, storageKey(configPrefix, a.name))
 	if err != nil {
-		return err
+		return false, err
 	}
 	tok, err := s.Get(ctx, storageKey(tokenPrefix, a.name))
 	if err != nil {
-		return err
+		return false, err
 	}
 	if cfg == nil && tok == nil {
-		return nil
+		return false, nil
 	}
 	done, err := a.beginChange(ctx, s)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := s.Delete(ctx, storageKey(configPrefix, a.name)); err != nil {
-		return err
+		return true, err
 	}
 	if err := s.Delete(ctx, storageKey(tokenPrefix, a.name)); err != nil {
-		return err
+		return true, err
 	}
 	done()
-	return nil
+	return true, nil
 }
 
 // reconcile removes what an unfinished change left in storage. It may run at any time

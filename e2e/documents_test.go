@@ -80,7 +80,7 @@ func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
 	for _, e := range executed {
 		t.Run(e.page, func(t *testing.T) {
 			for _, appid := range []string{"wx0123456789abcdef", "wx2222222222222222", "wx3333333333333333", "wx5555555555555555"} {
-				d.SetAccount(appid, wechatsim.Account{Secret: documentsSecret})
+				d.SetAccount(appid, wechatsim.Account{Secret: documentsSecret, ForcedSpacing: time.Millisecond}) // the page before may have forced
 			}
 			if e.before != nil {
 				e.before(t, d)
@@ -215,15 +215,21 @@ func codeBlocks(t *testing.T, page string) [][]shown {
 // changing is what differs from run to run: times, and what is left of a life.
 var changing = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\S+$|^\d+[smh]?$`)
 
-// firstWords returns the first word of each line that is not empty.
+// firstWords returns the first word of each line that is not empty. Of a warning
+// or an error, which begins with a star, it is that of the first line: where the
+// others begin is a matter of the terminal.
 func firstWords(lines []string) []string {
 	var words []string
 	for _, line := range lines {
-		if all := strings.Fields(line); len(all) > 0 {
+		all := strings.Fields(line)
+		switch last := len(words) - 1; {
+		case len(all) == 0:
+			words = append(words, "")
+		case last < 0 || words[last] != "*":
 			words = append(words, changing.ReplaceAllString(all[0], "#"))
 		}
 	}
-	return words
+	return slices.DeleteFunc(words, func(word string) bool { return word == "" })
 }
 
 // showsAs reports whether lines are those of an output in which "…" may stand for

@@ -10,6 +10,10 @@ VERSION := $(shell git describe --tags --match 'v[0-9]*.[0-9]*.[0-9]*' --dirty 2
 # Executions of each fuzz target, some seconds' worth.
 FUZZ := 100000
 
+# The older Vaults on which `make compat` runs the end-to-end tests. For each there is
+# a scripts/vault-VERSION that pins it.
+COMPAT := 1.16
+
 # The options of the benchmark: bin/bench -help.
 BENCH := -document docs/benchmarks.md
 
@@ -52,6 +56,10 @@ fuzz: ## Run every fuzz target for a short while; FUZZ=1000000 for longer
 e2e: build simulator ## End-to-end tests on a real Vault
 	vault=$$(scripts/vault.sh) && \
 	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+
+.PHONY: compat
+compat: build simulator ## End-to-end tests on older Vaults, or on VAULT_BIN's server alone (OpenBao, too)
+	WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) scripts/compat.sh $(COMPAT)
 
 .PHONY: bench
 bench: build ## Measure reads on a real Vault, see docs/benchmarks.md; BENCH='-runs 1' for a quick look

@@ -13,6 +13,10 @@ FUZZ := 100000
 # Where the end-to-end tests note which of them this machine lacks a program for.
 NOT_RUN := bin/not-run
 
+# The older Vaults on which `make compat` runs the end-to-end tests. For each there is
+# a scripts/vault-VERSION that pins it.
+COMPAT := 1.16
+
 # The options of the benchmark: bin/bench -help.
 BENCH := -document docs/benchmarks.md
 
@@ -58,6 +62,10 @@ e2e: build simulator ## End-to-end tests on a real Vault
 	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) NOT_RUN=$$PWD/$(NOT_RUN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
 # Last, so that it is seen: what a machine cannot test must not look tested.
 	@if [ -s $(NOT_RUN) ]; then echo 'NOT RUN on this machine:'; sort $(NOT_RUN) | sed 's/^/  /'; fi
+
+.PHONY: compat
+compat: build simulator ## End-to-end tests on older Vaults, or on VAULT_BIN's server alone (OpenBao, too)
+	WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) scripts/compat.sh $(COMPAT)
 
 .PHONY: bench
 bench: build ## Measure reads on a real Vault, see docs/benchmarks.md; BENCH='-runs 1' for a quick look

@@ -16,10 +16,6 @@ const (
 	// reloadInterval is how often the background tries to load what storage
 	// did not give.
 	reloadInterval = 30 * time.Second
-
-	// clockTolerance is how far the clock may be set back between two ticks
-	// without anything having to be done: the margins bear that much.
-	clockTolerance = 5 * time.Second
 )
 
 var (

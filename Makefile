@@ -14,6 +14,9 @@ FUZZ := 100000
 # a scripts/vault-VERSION that pins it.
 COMPAT := 1.16
 
+# Where the end-to-end tests note which of them this machine lacks a program for.
+NOT_RUN := bin/not-run
+
 # The options of the benchmark: bin/bench -help.
 BENCH := -document docs/benchmarks.md
 
@@ -54,8 +57,11 @@ fuzz: ## Run every fuzz target for a short while; FUZZ=1000000 for longer
 
 .PHONY: e2e
 e2e: build simulator ## End-to-end tests on a real Vault
+	@rm -f $(NOT_RUN)
 	vault=$$(scripts/vault.sh) && \
-	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) NOT_RUN=$$PWD/$(NOT_RUN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+# Last, so that it is seen: what a machine cannot test must not look tested.
+	@if [ -s $(NOT_RUN) ]; then echo 'NOT RUN on this machine:'; sort $(NOT_RUN) | sed 's/^/  /'; fi
 
 .PHONY: compat
 compat: build simulator ## End-to-end tests on older Vaults, or on VAULT_BIN's server alone (OpenBao, too)

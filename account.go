@@ -1,413 +1,362 @@
 package wechat
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/json"
-	"encoding/pem"
 	"errors"
-	"fmt"
-	"math"
-	"net"
-	"net/url"
-	"regexp"
-	"slices"
-	"strconv"
-	"strings"
+	"math/rand/v2"
+	"sync/atomic"
 	"time"
-	"unicode"
 
-	"github.com/hashicorp/go-secure-stdlib/parseutil"
-	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/logical"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
-	configPrefix = "config/"
+	// reloadInterval is how often the background tries to load what storage
+	// did not give.
+	reloadInterval = 30 * time.Second
 
-	// schemaVersion is written into every storage entry, so that a later
-	// version can tell what it reads.
-	schemaVersion = 1
-
-	defaultBaseURL        = "https://api.weixin.qq.com"
-	defaultRequestTimeout = 5 * time.Second
-	defaultSyncInterval   = 5 * time.Minute
-	defaultMaxTTL         = 4 * time.Minute
-
-	maxRequestTimeout = 30 * time.Second
-
-	maxNameLength = 255
-	maxDuration   = 24 * time.Hour
-	maxCredential = 256      // characters of an appid or a secret
-	maxCAPEM      = 64 << 10 // bytes
-
-	nameRule = "one or more segments joined by /, each of ASCII letters, digits, _, - and ., beginning and ending with a letter or digit; at most 255 characters"
+	// clockTolerance is how far the clock may be set back between two ticks
+	// without anything having to be done: the margins bear that much.
+	clockTolerance = 5 * time.Second
 )
 
-// namePattern is the contract's rule for account names, its length aside.
-var namePattern = regexp.MustCompile(`^[0-9A-Za-z](?:[0-9A-Za-z_.-]*[0-9A-Za-z])?(?:/[0-9A-Za-z](?:[0-9A-Za-z_.-]*[0-9A-Za-z])?)*$`)
+var (
+	errUnmounted = errors.New("the mount is being closed")
+	errChanged   = errors.New("the configuration of the account was changed meanwhile: try again")
+)
 
-// checkName says why name cannot name an account, or returns nil.
-func checkName(name string) error {
-	if len(name) > maxNameLength || !namePattern.MatchString(name) {
-		return fmt.Errorf("the name of an account is %s", nameRule)
-	}
-	return nil
+// common is what the accounts of one mount have in common.
+type common struct {
+	log    hclog.Logger
+	client *client
+
+	// writable tells whether this node may write to storage; where it may not,
+	// it does not call WeChat either.
+	writable func() bool
+
+	// ctx ends when the mount does, and with it every call to WeChat.
+	ctx context.Context
+
+	schedule schedule
+	appids   appids
 }
 
-// account is the configuration of one account, as it is stored.
+// account is one account in memory.
+//
+// Whatever calls WeChat for an account, or writes to its storage, holds its lock; so
+// at most one call per account is in flight. Whoever wants to hand out its token
+// takes no lock: it asks the state, which is replaced whole, whether the token is
+// servable at that moment.
 type account struct {
-	Version int `json:"version"`
+	name string
+	*common
 
-	// ID binds a stored token to this account: it changes whenever the account
-	// becomes another one, and a token that names another ID is never served.
-	ID string `json:"id"`
+	lock *semaphore.Weighted // held by whoever calls WeChat for it or writes its storage
+	gone bool                // guarded by lock: no longer in the registry
 
-	AppID          string        `json:"appid"`
-	Secret         string        `json:"secret"`
-	SecretSetTime  time.Time     `json:"secret_set_time"`
-	BaseURL        string        `json:"base_url"`
-	ProxyURL       string        `json:"proxy_url,omitempty"`
-	CAPEM          string        `json:"ca_pem,omitempty"`
-	RequestTimeout time.Duration `json:"request_timeout"` // nanoseconds, like the two below
-	SyncInterval   time.Duration `json:"sync_interval"`
-	MaxTTL         time.Duration `json:"max_ttl"`
+	// needsLoad is set while there is no state although the account is, or may be,
+	// configured: the background loads it again. Guarded by lock.
+	needsLoad bool
+
+	// last is the state that load replaces, which may know more than storage does.
+	// Guarded by lock.
+	last *state
+
+	// joined is the appid of which the account is a member. Guarded by lock.
+	joined *appid
+
+	// state is nil until it was loaded. It is stored under lock, and read
+	// without.
+	state atomic.Pointer[state]
+
+	// revocation is what is pending, nil if nothing is. It is stored under lock, and
+	// read without; its changing fields are guarded by lock.
+	revocation atomic.Pointer[revocation]
+
+	// generation counts the changes that other nodes made to the account in storage:
+	// a state of an older generation is stale, whenever it was stored.
+	generation atomic.Uint64
+
+	// tickets are those that were used, nil the others. They are read and replaced
+	// without lock; what one of them is for, its own state says.
+	tickets [ticketTypes]atomic.Pointer[accountTicket]
+
+	at place // in the schedule
 }
 
-// newAccount holds the defaults.
-func newAccount() *account {
-	return &account{
-		Version:        schemaVersion,
-		BaseURL:        defaultBaseURL,
-		RequestTimeout: defaultRequestTimeout,
-		SyncInterval:   defaultSyncInterval,
-		MaxTTL:         defaultMaxTTL,
+func newAccount(c *common, name string) *account {
+	return &account{name: name, common: c, lock: semaphore.NewWeighted(1)}
+}
+
+// place and errand make an account a sleeper.
+func (a *account) place() *place { return &a.at }
+
+func (a *account) errand() (kind lane, host string) {
+	st := a.state.Load()
+	switch r := a.revocation.Load(); {
+	case st == nil:
+		return fastLane, ""
+	case r != nil:
+		return revokeLane, st.host
+	case st.took >= slowCall:
+		return slowLane, st.host
+	}
+	return fastLane, st.host
+}
+
+// wake has the background look at the account now.
+func (a *account) wake() { a.schedule.set(a, wallClock()) }
+
+// version tells states of different contents of storage apart, as far as other nodes
+// change it.
+func (a *account) version(ap *appid) uint64 { return a.generation.Load() + ap.stale.Load() }
+
+// current returns what is known of the account, nil if it has to be loaded.
+func (a *account) current() *state {
+	st := a.state.Load()
+	if st == nil || st.version != a.version(st.appid) {
+		return nil
+	}
+	return st
+}
+
+// setState replaces the state. The caller holds the lock.
+func (a *account) setState(st *state) {
+	a.last, a.needsLoad = nil, false
+	a.state.Store(st)
+}
+
+// forget drops the state of an account that is, or may be, configured: until it
+// is loaded again the background keeps trying to. The caller holds the lock.
+func (a *account) forget() {
+	if st := a.state.Load(); st != nil {
+		a.last = st
+	}
+	a.needsLoad = true
+	a.state.Store(nil)
+}
+
+// remove drops all that is in memory of an account that is not configured. The
+// caller holds the lock.
+func (a *account) remove() {
+	a.setState(nil)
+	a.revocation.Store(nil)
+	a.forgetTickets()
+	if a.joined != nil {
+		a.appids.leave(a.joined, a.name)
+		a.joined = nil
 	}
 }
 
-func (acct *account) endpoint() endpoint {
-	return endpoint{
-		appID: acct.AppID, secret: acct.Secret,
-		baseURL: acct.BaseURL, proxy: acct.ProxyURL, caPEM: acct.CAPEM,
-		timeout: acct.RequestTimeout,
+// join makes the account a member of the appid of its configuration, and of no other.
+// The caller holds the lock.
+func (a *account) join(cfg *config) *appid {
+	ap := a.appids.join(cfg, a.name, a.wake)
+	if a.joined != nil && a.joined != ap {
+		a.appids.leave(a.joined, a.name)
 	}
+	a.joined = ap
+	return ap
 }
 
-// update returns the account with the fields that data names changed, acct
-// being nil where there is none yet. It validates everything and leaves acct
-// as it is. A change that makes it another account gives it a new ID.
-func (acct *account) update(data *framework.FieldData) (*account, error) {
-	next := newAccount()
-	if acct != nil {
-		*next = *acct
-	}
-	if err := errors.Join(next.setCredentials(data), next.setRoute(data), next.setTimes(data)); err != nil {
+// load reads the account and its token from storage, and returns the state made
+// of them, nil if the account is not configured. What memory knew and storage could
+// not be told is kept. A state that a change in storage overtook is good for this
+// request only. The caller holds the lock.
+func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
+	a.forget()
+	generation := a.generation.Load()
+	cfg, err := loadConfig(ctx, s, a.name)
+	if err != nil {
 		return nil, err
 	}
-	switch {
-	case next.AppID == "":
-		return nil, errors.New("appid is required: write the account's AppID")
-	case next.Secret == "":
-		return nil, errors.New("secret is required: write the account's AppSecret")
+	if cfg == nil {
+		a.remove()
+		return nil, nil
 	}
-	if acct != nil && !names(data, "secret") {
-		for _, route := range []struct{ field, now, before string }{
-			{"base_url", next.BaseURL, acct.BaseURL},
-			{"proxy_url", next.ProxyURL, acct.ProxyURL},
-			{"ca_pem", next.CAPEM, acct.CAPEM},
-		} {
-			if route.now != route.before {
-				return nil, fmt.Errorf("%s decides where the stored secret is sent: write secret in the same request", route.field)
-			}
+	ap := a.join(cfg)
+	stale := ap.stale.Load()
+	if err := ap.load(ctx, s); err != nil {
+		return nil, err
+	}
+	tok, err := readToken(ctx, s, a.name)
+	if err != nil {
+		return nil, err
+	}
+	st := newState(cfg, ap, tok, rand.Float64()) //nolint:gosec // jitter needs no secrecy
+	if a.last.sameAccount(cfg) {
+		st = st.remember(a.last)
+	}
+	if st.token != nil {
+		ap.recall(st.token)
+		if now := wallClock(); st.token.RotatedAt.Sub(now) > clockTolerance {
+			st = st.recheck(now) // the clock was set back since
 		}
 	}
-	if acct == nil || next.AppID != acct.AppID || next.BaseURL != acct.BaseURL {
-		next.ID = rand.Text()
-	}
-	return next, nil
+	st.version = generation + stale
+	a.setState(st)
+	return st, nil
 }
 
-// names reports whether the request names one of the fields.
-func names(data *framework.FieldData, fields ...string) bool {
-	for _, f := range fields {
-		if _, ok := data.Raw[f]; ok {
-			return true
+// reload brings memory in line with storage after a write failed. If storage
+// cannot be read either, the background tries again.
+func (a *account) reload(ctx context.Context, s logical.Storage) {
+	if _, err := a.load(ctx, s); err != nil {
+		a.log.Error("the account cannot be read from storage", "account", a.name, "error", err)
+	}
+}
+
+// publish makes next the account's state after it was stored, as far as storage
+// differs: its token unless that is the stored one, and the history of its appid. If
+// storage does not take it, what WeChat has answered is served all the same, and the
+// background goes on trying to store it. The caller holds the lock.
+func (a *account) publish(ctx context.Context, s logical.Storage, next *state, stored *token) *state {
+	published := *next
+	var err error
+	if a.ctx.Err() == nil { // another instance of the mount may be at work already
+		if next.token != nil {
+			err = storeToken(ctx, s, a.name, stored, next.token)
+		}
+		err = errors.Join(err, next.appid.save(ctx, s))
+	}
+	if a.ctx.Err() != nil {
+		_ = a.removeOrphan(ctx, s) // what was written late must not outlive the account
+	}
+	if published.unstored = nil; err != nil {
+		published.unstored = next.unstored.after(storageProblem(err), wallClock())
+		if next.unstored == nil {
+			a.log.Error("what WeChat answered cannot be stored: it is served from memory, and tried to be stored again", "account", a.name, "error", err)
 		}
 	}
-	return false
+	a.setState(&published)
+	return &published
 }
 
-func (acct *account) setCredentials(data *framework.FieldData) error {
-	if names(data, "appid") {
-		acct.AppID = data.Get("appid").(string)
-		if err := checkCredential("appid", acct.AppID); err != nil {
+// storedToken is the token of the state as far as it is known to be in storage.
+func (st *state) storedToken() *token {
+	if st == nil || st.unstored != nil {
+		return nil
+	}
+	return st.token
+}
+
+// removeOrphan removes a token and tickets without their configuration, or of an
+// account that this name no longer stands for. It looks only at what is in storage. The
+// caller holds the lock, or is the last to write for a mount that is closed.
+func (a *account) removeOrphan(ctx context.Context, s logical.Storage) error {
+	owners, err := a.owners(ctx, s)
+	if err != nil || len(owners) == 0 {
+		return err
+	}
+	cfg, err := loadConfig(ctx, s, a.name)
+	if err != nil {
+		return err
+	}
+	for key, owner := range owners {
+		if cfg != nil && cfg.ID == owner {
+			continue
+		}
+		a.log.Info("removing what an unfinished change left behind", "account", a.name, "entry", key)
+		if err := s.Delete(ctx, key); err != nil {
 			return err
 		}
 	}
-	if names(data, "secret") {
-		acct.Secret = data.Get("secret").(string)
-		acct.SecretSetTime = wallClock().UTC().Truncate(time.Second)
-		return checkCredential("secret", acct.Secret)
-	}
 	return nil
 }
 
-func checkCredential(field, value string) error {
-	switch {
-	case value == "":
-		return fmt.Errorf("%s is empty: write the value shown in the account's console", field)
-	case len(value) > maxCredential:
-		return fmt.Errorf("%s is longer than %d characters: write the value shown in the account's console", field, maxCredential)
+// owners returns, for what storage holds besides the configuration of an account, the
+// config.ID that it belongs to.
+func (a *account) owners(ctx context.Context, s logical.Storage) (map[string]string, error) {
+	owners := map[string]string{}
+	tok, err := readToken(ctx, s, a.name)
+	if err != nil {
+		return nil, err
 	}
-	for _, r := range value {
-		if r > unicode.MaxASCII || !unicode.IsGraphic(r) || unicode.IsSpace(r) {
-			return fmt.Errorf("%s holds white space or a character that none can have: check for a line end at its end", field)
+	if tok != nil {
+		owners[storageKey(tokenPrefix, a.name)] = tok.AccountID
+	}
+	for kind := range ticketTypes {
+		t, err := readTicket(ctx, s, kind, a.name)
+		if err != nil {
+			return nil, err
+		}
+		if t != nil {
+			owners[ticketKey(kind, a.name)] = t.AccountID
 		}
 	}
-	return nil
+	return owners, nil
 }
 
-func (acct *account) setRoute(data *framework.FieldData) error {
-	if names(data, "base_url") {
-		normal, err := normalizeBaseURL(data.Get("base_url").(string))
+// ticket returns the account's ticket of a type in memory, where it puts it if need be.
+func (a *account) ticket(kind ticketType, host string) *accountTicket {
+	for {
+		if t := a.tickets[kind].Load(); t != nil {
+			return t
+		}
+		a.tickets[kind].CompareAndSwap(nil, newAccountTicket(a.name, kind, host))
+	}
+}
+
+// forgetTickets drops the tickets from memory. Who is busy with one does not get what
+// comes of it into memory or storage again.
+func (a *account) forgetTickets() {
+	for kind := range ticketTypes {
+		a.forgetTicket(kind)
+	}
+}
+
+func (a *account) forgetTicket(kind ticketType) {
+	if t := a.tickets[kind].Swap(nil); t != nil {
+		a.schedule.set(t, time.Time{})
+	}
+}
+
+// retryTickets has tickets fetched again at once that could not be.
+func (a *account) retryTickets(failed func(*problem) bool) {
+	for kind := range ticketTypes {
+		t := a.tickets[kind].Load()
+		if t == nil {
+			continue
+		}
+		now := wallClock()
+		if ts := t.state.Load(); ts != nil && ts.failure != nil && failed(ts.failure.problem) &&
+			t.state.CompareAndSwap(ts, ts.retried(now)) {
+			a.schedule.set(t, now)
+		}
+	}
+}
+
+// removeTickets removes the tickets from storage. The caller holds the lock.
+func (a *account) removeTickets(ctx context.Context, s logical.Storage) error {
+	for kind := range ticketTypes {
+		// To look first costs less than to write for nothing.
+		key := ticketKey(kind, a.name)
+		entry, err := s.Get(ctx, key)
+		if err == nil && entry != nil {
+			err = s.Delete(ctx, key)
+		}
 		if err != nil {
 			return err
 		}
-		acct.BaseURL = normal
-	}
-	if names(data, "proxy_url") {
-		acct.ProxyURL = data.Get("proxy_url").(string)
-		if err := checkProxyURL(acct.ProxyURL); err != nil {
-			return err
-		}
-	}
-	if names(data, "ca_pem") {
-		roots, err := normalizeCAPEM(strings.TrimSpace(data.Get("ca_pem").(string)))
-		acct.CAPEM = roots
-		return err
 	}
 	return nil
 }
 
-// normalizeBaseURL validates a base_url and returns it without a trailing
-// slash. An empty one stands for the default.
-func normalizeBaseURL(raw string) (string, error) {
-	if raw == "" {
-		return defaultBaseURL, nil
+// configOf reads the configuration that belongs to a state. The caller holds the lock.
+func (a *account) configOf(ctx context.Context, s logical.Storage, st *state) (*config, error) {
+	cfg, err := loadConfig(ctx, s, a.name)
+	if err == nil && (cfg == nil || !st.sameAccount(cfg)) {
+		a.forget() // another node changed it
+		return nil, errChanged
 	}
-	u, err := url.Parse(raw)
-	switch {
-	case err != nil || u.Hostname() == "" || u.Opaque != "" || !validPort(u):
-		return "", errors.New("base_url is not a URL: write one like https://api.weixin.qq.com")
-	case u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#"):
-		return "", errors.New("base_url must have no user, query or fragment: write scheme, host, and port and path where needed")
-	case u.Scheme == "https":
-	case u.Scheme == "http" && isLoopback(u.Hostname()):
-	default:
-		return "", errors.New("base_url must use https; http is for 127.0.0.0/8, ::1 and localhost only")
-	}
-	u.Host = strings.ToLower(u.Host)
-	return strings.TrimRight(u.String(), "/"), nil
+	return cfg, err
 }
 
-// validPort reports whether the URL's port, if it names one, is one.
-func validPort(u *url.URL) bool {
-	if u.Port() == "" {
-		return !strings.HasSuffix(u.Host, ":")
-	}
-	port, err := strconv.ParseUint(u.Port(), 10, 16)
-	return err == nil && port > 0
-}
-
-func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
-}
-
-// checkProxyURL never quotes the URL: it may hold a password.
-func checkProxyURL(raw string) error {
-	if raw == "" {
-		return nil
-	}
-	u, err := url.Parse(raw)
-	if err != nil || u.Hostname() == "" || !validPort(u) {
-		return errors.New("proxy_url is not a URL: write one like http://proxy.example.com:3128")
-	}
-	switch u.Scheme {
-	case "http", "https", "socks5":
-	default:
-		return errors.New("proxy_url must begin with http://, https:// or socks5://")
-	}
-	if (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#") {
-		return errors.New("proxy_url must have no path, query or fragment: write scheme, host and port")
-	}
-	return nil
-}
-
-// normalizeCAPEM validates a ca_pem and returns its certificates and nothing
-// else: what surrounds them, be it a private key cut short, is not kept.
-func normalizeCAPEM(text string) (string, error) {
-	if len(text) > maxCAPEM {
-		return "", fmt.Errorf("ca_pem is larger than %d bytes: write only the roots that base_url needs", maxCAPEM)
-	}
-	var roots bytes.Buffer
-	blocks := strings.Count(text, "-----BEGIN ") // the decoder passes over those that it cannot read
-	for rest := []byte(text); ; blocks-- {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" || len(block.Headers) > 0 {
-			return "", errors.New("ca_pem holds something else than certificates: write CERTIFICATE blocks only")
-		}
-		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return "", errors.New("ca_pem holds a CERTIFICATE block that is not a certificate")
-		}
-		if err := pem.Encode(&roots, block); err != nil {
-			return "", errors.New("ca_pem holds a CERTIFICATE block that is not a certificate")
-		}
-	}
-	if blocks != 0 || roots.Len() == 0 && text != "" {
-		return "", errors.New("ca_pem is not PEM: write one or more CERTIFICATE blocks")
-	}
-	return strings.TrimSpace(roots.String()), nil
-}
-
-func (acct *account) setTimes(data *framework.FieldData) error {
-	for _, f := range []struct {
-		field    string
-		value    *time.Duration
-		min, max time.Duration
-		off      bool // 0 is allowed and switches it off
-	}{
-		{"request_timeout", &acct.RequestTimeout, time.Second, maxRequestTimeout, false},
-		{"sync_interval", &acct.SyncInterval, time.Minute, maxDuration, true},
-		{"max_ttl", &acct.MaxTTL, 10 * time.Second, maxDuration, true},
-	} {
-		if !names(data, f.field) {
-			continue
-		}
-		d, err := wholeSeconds(data.Raw[f.field])
-		if err != nil || d > f.max || d < f.min && (d != 0 || !f.off) {
-			orOff := ""
-			if f.off {
-				orOff = ", or 0"
-			}
-			return fmt.Errorf("%s must be whole seconds from %s to %s%s", f.field, f.min, f.max, orOff)
-		}
-		*f.value = d
-	}
-	return nil
-}
-
-// wholeSeconds reads a duration as Vault users write them: a number of seconds
-// or a text like 90s, 5m or 1h. Vault's own field type would cut off fractions.
-func wholeSeconds(raw any) (time.Duration, error) {
-	switch v := raw.(type) {
-	case nil:
-		return 0, errors.New("null")
-	case string:
-		if strings.TrimSpace(v) == "" {
-			return 0, errors.New("empty")
-		}
-	case float64:
-		if v != math.Trunc(v) {
-			return 0, errors.New("a fraction")
-		}
-	}
-	d, err := parseutil.ParseDurationSecond(raw)
-	if err != nil {
-		return 0, err
-	}
-	if d < 0 || d%time.Second != 0 {
-		return 0, errors.New("negative or a fraction")
-	}
-	return d, nil
-}
-
-// fields is what may be read back: everything but the secrets.
-func (acct *account) fields() map[string]any {
-	proxy := ""
-	if u, err := url.Parse(acct.ProxyURL); err == nil {
-		u.User = nil
-		proxy = u.String()
-	}
-	return map[string]any{
-		"appid":           acct.AppID,
-		"secret_set_time": timestamp(acct.SecretSetTime),
-		"base_url":        acct.BaseURL,
-		"proxy_url":       proxy,
-		"ca_pem":          acct.CAPEM,
-		"request_timeout": int64(acct.RequestTimeout / time.Second),
-		"sync_interval":   int64(acct.SyncInterval / time.Second),
-		"max_ttl":         int64(acct.MaxTTL / time.Second),
-	}
-}
-
-// readAccount returns the stored account, nil if there is none.
-func readAccount(ctx context.Context, s logical.Storage, name string) (*account, error) {
-	acct := &account{}
-	found, err := readEntry(ctx, s, storageKey(configPrefix, name), acct)
-	if err != nil || !found {
-		return nil, err
-	}
-	return acct, nil
-}
-
-func writeAccount(ctx context.Context, s logical.Storage, name string, acct *account) error {
-	return writeEntry(ctx, s, storageKey(configPrefix, name), acct)
-}
-
-// storageKey is where what has a name is stored in an area. Vault's storage
-// refuses keys with two dots in a row, which a name may have.
-func storageKey(prefix, name string) string {
-	return prefix + strings.ReplaceAll(name, "..", ".%2E")
-}
-
-// storedName is the name at the end of a storage key, which storageKey made.
-func storedName(key string) string { return strings.ReplaceAll(key, "%2E", ".") }
-
-// storedNames turns keys of storage into names, and sorts them.
-func storedNames(keys []string) []string {
-	for i, key := range keys {
-		keys[i] = storedName(key)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-// readEntry decodes the entry at key into v and checks its schema version. It
-// reports whether there is an entry.
-func readEntry(ctx context.Context, s logical.Storage, key string, v any) (bool, error) {
-	entry, err := s.Get(ctx, key)
-	if err != nil || entry == nil {
-		return false, err
-	}
-	var header struct {
-		Version int `json:"version"`
-	}
-	// The decoder's errors could quote the entry.
-	if json.Unmarshal(entry.Value, &header) != nil {
-		return false, fmt.Errorf("the storage entry %s cannot be decoded", key)
-	}
-	if header.Version != schemaVersion {
-		return false, fmt.Errorf("the storage entry %s has schema version %d: this version of the plugin reads %d", key, header.Version, schemaVersion)
-	}
-	if json.Unmarshal(entry.Value, v) != nil {
-		return false, fmt.Errorf("the storage entry %s cannot be decoded", key)
-	}
-	return true, nil
-}
-
-func writeEntry(ctx context.Context, s logical.Storage, key string, v any) error {
-	entry, err := logical.StorageEntryJSON(key, v)
-	if err != nil {
-		return err
-	}
-	return s.Put(ctx, entry)
+// detached detaches ctx from the request: what was begun with WeChat is finished
+// even if the caller goes away. Before its own call it may wait for a forced one,
+// ask once more, and use storage.
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 2*storageTimeout+4*maxRequestTimeout)
 }

@@ -3,308 +3,373 @@ package wechat
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
-	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
-	"unicode"
-
-	"github.com/hashicorp/go-cleanhttp"
 )
 
-const (
-	tokenPath = "/cgi-bin/stable_token"
-
-	// maxAnswer is the largest answer that is read, in bytes. WeChat's are
-	// under 1 KiB.
-	maxAnswer = 64 << 10
-
-	// maxLifetime is the longest life WeChat documents for a token.
-	maxLifetime = 7200 * time.Second
-
-	// idleTimeout is how long a connection is kept for the next call: well below
-	// what servers keep it for, as a call that meets a closing one fails.
-	idleTimeout = 20 * time.Second
-
-	// maxDetail bounds, in bytes, what is shown of a text from outside.
-	maxDetail = 256
-)
-
-// endpoint says whom to ask for which account's token, and on which way.
-type endpoint struct {
-	appID   string
-	secret  string
-	baseURL string // without a trailing slash
-	proxy   string // "" follows the environment's proxy variables
-	caPEM   string // roots besides the system's
-	timeout time.Duration
-}
-
-// grant is WeChat's answer: a token and what is left of its life.
-type grant struct {
-	token    string
-	asked    time.Time     // when the request was sent: the life left counts from here at the latest
-	answered time.Time     // when the answer was read
-	lifetime time.Duration // whole seconds, 1 s to maxLifetime
-}
-
-// client calls WeChat's stable_token. It is safe for concurrent use and knows
-// nothing of Vault.
+// client calls WeChat. It is safe for concurrent use and knows nothing of Vault.
+// All calls go through one funnel, call.
 type client struct {
 	// dial replaces the transports' dialler in tests; nil dials TCP.
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	mu         sync.Mutex
-	transports map[[sha256.Size]byte]*sharedTransport // by proxy and roots
+	// proxyRoots are the roots that an https proxy is held to in tests; nil are
+	// the system's.
+	proxyRoots *x509.CertPool
+
+	// observe is told of every call, when it is over; nil tells nobody. It must
+	// not block.
+	observe func(observedCall)
+
+	transports transports
 }
 
-// sharedTransport serves all accounts with the same proxy and roots: one
-// transport per account would cost tens of KiB each.
-type sharedTransport struct {
-	*http.Transport
-	used time.Time // guarded by client.mu
+// observedCall is one call as it is counted.
+type observedCall struct {
+	api      api
+	errcode  int    // 0 if WeChat gave none
+	result   string // resultOK, resultCancelled, or the class of what went wrong
+	duration time.Duration
 }
 
-// transportIdle is how long an unused transport is kept. Accounts compare
-// their token far more often than that.
-const transportIdle = 24 * time.Hour
+const (
+	resultOK        = "ok"
+	resultCancelled = "cancelled"
+)
 
 // stableToken asks WeChat for the account's token. A forced call kills the
-// previous token. Every error is a *problem, unless ctx was cancelled.
-func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*grant, error) {
-	transport, err := c.transport(e)
+// previous token. Every error, of this call and of the others, is a *problem,
+// unless ctx was cancelled.
+func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*tokenAnswer, error) {
+	var sent, received time.Time
+	got, err := call(ctx, c, e, request{
+		api: apiStableToken, path: "/cgi-bin/stable_token",
+		body: map[string]any{
+			"grant_type":    "client_credential",
+			"appid":         e.appID,
+			"secret":        e.secret,
+			"force_refresh": force,
+		},
+		sent: &sent, received: &received,
+	}, envelope.stableToken)
 	if err != nil {
-		return nil, &problem{rule: ruleUnreachable, detail: scrub(err.Error(), e)}
+		return nil, err
 	}
-	body, err := json.Marshal(map[string]any{
-		"grant_type":    "client_credential",
-		"appid":         e.appID,
-		"secret":        e.secret,
-		"force_refresh": force,
-	})
+	got.asked, got.answered = sent, received
+	return got, nil
+}
+
+// codeToSession exchanges the code of wx.login for the user's session. WeChat
+// takes a code once.
+func (c *client) codeToSession(ctx context.Context, e endpoint, code string) (*session, error) {
+	return call(ctx, c, e, request{
+		api: apiCode2Session, path: "/sns/jscode2session",
+		query:   url.Values{"appid": {e.appID}, "secret": {e.secret}, "js_code": {code}, "grant_type": {"authorization_code"}},
+		secrets: []string{code}, exchange: true,
+	}, envelope.session)
+}
+
+// userToken exchanges the code of a web login for the user's tokens. WeChat takes
+// a code once.
+func (c *client) userToken(ctx context.Context, e endpoint, code string) (*userToken, error) {
+	return call(ctx, c, e, request{
+		api: apiOAuth2, path: "/sns/oauth2/access_token",
+		query:   url.Values{"appid": {e.appID}, "secret": {e.secret}, "code": {code}, "grant_type": {"authorization_code"}},
+		secrets: []string{code}, exchange: true,
+	}, envelope.userToken)
+}
+
+// clearQuota sets the counters of the account's API calls back to zero. WeChat
+// documents the credentials in the body in one place and in the query in another.
+// In the query they would end up in the logs of a relay, so the body comes first:
+// where WeChat says that it saw none, nothing was done, and the query follows.
+func (c *client) clearQuota(ctx context.Context, e endpoint) error {
+	const path = "/cgi-bin/clear_quota/v2"
+	_, err := call(ctx, c, e, request{
+		api: apiClearQuota, path: path,
+		body: map[string]any{"appid": e.appID, "appsecret": e.secret},
+	}, envelope.cleared)
+	if p := problemOf(err); p == nil || p.errcode != 41002 && p.errcode != 41004 {
+		return err
+	}
+	_, err = call(ctx, c, e, request{
+		api: apiClearQuota, path: path,
+		query: url.Values{"appid": {e.appID}, "appsecret": {e.secret}},
+		body:  struct{}{},
+	}, envelope.cleared)
+	return err
+}
+
+// ticket asks WeChat for a ticket of this kind, jsapi or wx_card, with the
+// account's token.
+func (c *client) ticket(ctx context.Context, e endpoint, accessToken, kind string) (string, error) {
+	return call(ctx, c, e, request{
+		api: apiTicket, path: "/cgi-bin/ticket/getticket",
+		query:   url.Values{"access_token": {accessToken}, "type": {kind}},
+		secrets: []string{accessToken},
+	}, envelope.ticket)
+}
+
+// close drops the idle connections.
+func (c *client) close() { c.transports.close() }
+
+// request is one call: a POST if it has a body, a GET if not.
+type request struct {
+	api      api
+	path     string     // below base_url
+	query    url.Values // may hold the secret: no error may show the URL
+	body     any        // sent as JSON; nil is none
+	secrets  []string   // what it carries and nobody else may see, besides the endpoint's
+	exchange bool       // of a login, see way
+
+	// sent and received, if they are set, are told when the request was sent and
+	// when its answer was read.
+	sent, received *time.Time
+}
+
+// call is the funnel: it makes one call of WeChat, has its answer read by read,
+// and counts it.
+func call[T any](ctx context.Context, c *client, e endpoint, r request, read func(envelope) (T, *problem)) (got T, err error) {
+	begun := time.Now()
+	defer func() {
+		if c.observe == nil {
+			return
+		}
+		seen := observedCall{api: r.api, result: resultOK, duration: time.Since(begun)}
+		if p := problemOf(err); p != nil {
+			seen.errcode, seen.result = p.errcode, string(p.class)
+		} else if err != nil {
+			seen.result = resultCancelled
+		}
+		c.observe(seen)
+	}()
+	fields, err := c.exchange(ctx, e, r)
 	if err != nil {
-		return nil, &problem{rule: ruleAnswer, detail: "the request could not be built"}
+		return got, err
+	}
+	got, p := read(fields)
+	if p != nil {
+		return got, p
+	}
+	return got, nil
+}
+
+// exchange sends the request and reads the answer.
+func (c *client) exchange(ctx context.Context, e endpoint, r request) (envelope, error) {
+	known := append([]string{e.secret}, r.secrets...)
+	unsent := func(detail string) *problem {
+		return &problem{rule: ruleUnreachable, detail: detail, hadNoEffect: true}
+	}
+	base, err := url.Parse(e.baseURL)
+	if err != nil {
+		return nil, unsent("base_url is not a URL")
+	}
+	w, err := wayTo(base, e, r.exchange)
+	if err != nil {
+		return nil, unsent(err.Error())
+	}
+	known = append(known, loginOf(w.proxy)...)
+	transport, err := c.transport(w, e.trial)
+	if err != nil {
+		return nil, unsent(err.Error())
+	}
+	if e.trial {
+		defer transport.CloseIdleConnections()
 	}
 
 	callCtx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(callCtx, http.MethodPost, e.baseURL+tokenPath, bytes.NewReader(body))
-	if err != nil {
-		return nil, &problem{rule: ruleUnreachable, detail: "base_url is not usable"}
+	way := &progress{}
+	req, err := r.build(httptrace.WithClientTrace(callCtx, way.trace()), e.baseURL)
+	if err != nil { // its text may hold the URL
+		return nil, unsent("base_url is not usable")
 	}
-	req.Header.Set("Content-Type", "application/json")
-	asked := wallClock()
+	sent := wallClock()
 	resp, err := (&http.Client{Transport: transport, CheckRedirect: noRedirect}).Do(req)
-	if err != nil {
-		return nil, unreachable(ctx, err, e)
+	if err == nil {
+		defer resp.Body.Close()
+		var raw []byte
+		if raw, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1)); err == nil {
+			if r.sent != nil {
+				*r.sent, *r.received = sent, wallClock()
+			}
+			fields, p := parseAnswer(r.api, resp.StatusCode, raw, known)
+			if p != nil {
+				return nil, p
+			}
+			return fields, nil
+		}
 	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if err != nil {
-		return nil, unreachable(ctx, err, e)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
 	}
-	g, p := parseAnswer(resp.StatusCode, raw)
-	if p != nil {
-		p.detail, p.rid = scrub(p.detail, e), scrub(p.rid, e)
-		return nil, p
+	// The error of net/http quotes the URL, which may hold the secret.
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		err = wrapped.Err
 	}
-	g.asked, g.answered = asked, wallClock()
-	return g, nil
+	p := way.problem(err, callCtx.Err() != nil, e.timeout)
+	p.cause = newScrubber(known...).scrub(err.Error())
+	return nil, p
 }
 
-// wallClock is the time without the monotonic reading: a token runs out by
-// WeChat's clock also while this machine is suspended.
-func wallClock() time.Time { return time.Now().Round(0) }
+// build makes the HTTP request. The values of a query are escaped, whatever they
+// hold; a body has a Content-Length, since WeChat answers a chunked one with 412.
+func (r request) build(ctx context.Context, baseURL string) (*http.Request, error) {
+	target := baseURL + r.path
+	if len(r.query) > 0 {
+		target += "?" + r.query.Encode()
+	}
+	if r.body == nil {
+		// net/http repeats a GET whose answer was lost, on a connection that served
+		// another one before, and WeChat takes a code once. A body that is empty, and
+		// not known to be, makes it a request that cannot be repeated; none is sent.
+		return http.NewRequestWithContext(ctx, http.MethodGet, target, io.MultiReader())
+	}
+	body, err := json.Marshal(r.body)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	return req, nil
+}
 
 // noRedirect refuses redirects: the secret goes to base_url and nowhere else.
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// unreachable describes an exchange that ended without an answer. The caller's
-// own cancellation is passed on as it is.
-func unreachable(ctx context.Context, err error, e endpoint) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+// transport returns the transport of this way. Nothing is kept for a trial: it
+// gets one of its own, for one call.
+func (c *client) transport(w way, trial bool) (*http.Transport, error) {
+	d := dialing{c.dial, c.proxyRoots}
+	if !trial {
+		return c.transports.get(w, d)
 	}
-	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
-		return &problem{rule: ruleUnreachable, detail: fmt.Sprintf("no answer within %s", e.timeout)}
+	t, err := newTransport(w, d)
+	if err == nil {
+		t.DisableKeepAlives = true
 	}
-	if wrapped, ok := errors.AsType[*url.Error](err); ok {
-		err = wrapped.Err
-	}
-	return &problem{rule: ruleUnreachable, detail: scrub(err.Error(), e)}
+	return t, err
 }
 
-// parseAnswer accepts the one documented success, and names everything else.
-func parseAnswer(status int, raw []byte) (*grant, *problem) {
-	switch {
-	case status >= 500:
-		return nil, &problem{rule: ruleUnavailable, detail: fmt.Sprintf("HTTP %d", status)}
-	case status >= 300 && status < 400:
-		return nil, &problem{rule: ruleAnswer, detail: fmt.Sprintf("HTTP %d: redirects are refused", status)}
-	case status != http.StatusOK:
-		return nil, &problem{rule: ruleAnswer, detail: fmt.Sprintf("HTTP %d", status)}
-	case len(raw) > maxAnswer:
-		return nil, &problem{rule: ruleAnswer, detail: fmt.Sprintf("it is larger than %d bytes", maxAnswer)}
-	}
-	var answer struct {
-		AccessToken string `json:"access_token"`
-		ExpiresIn   int64  `json:"expires_in"`
-		Errcode     int    `json:"errcode"`
-		Errmsg      string `json:"errmsg"`
-	}
-	// The decoder's error may quote the answer, which may hold a token.
-	if json.Unmarshal(raw, &answer) != nil {
-		return nil, &problem{rule: ruleAnswer, detail: "it is not the JSON that WeChat documents"}
-	}
-	switch {
-	case answer.Errcode != 0:
-		if answer.AccessToken != "" {
-			answer.Errmsg = strings.ReplaceAll(answer.Errmsg, answer.AccessToken, "[redacted]")
-		}
-		return nil, refusal(answer.Errcode, answer.Errmsg)
-	case answer.AccessToken == "":
-		return nil, &problem{rule: ruleAnswer, detail: "it holds no access_token"}
-	case answer.ExpiresIn <= 0:
-		return nil, &problem{rule: ruleAnswer, detail: fmt.Sprintf("expires_in is %d", answer.ExpiresIn)}
-	}
-	lifetime := maxLifetime
-	if answer.ExpiresIn < int64(maxLifetime/time.Second) {
-		lifetime = time.Duration(answer.ExpiresIn) * time.Second
-	}
-	return &grant{token: answer.AccessToken, lifetime: lifetime}, nil
+// progress is how far a request came, by what net/http tells of it from several
+// goroutines.
+type progress struct {
+	mu       sync.Mutex
+	stage    stage
+	sent     bool // it was given a connection: from then on it may have been written
+	answered bool // a first byte came back
 }
 
-// WeChat's texts vary; these find the request ID and the caller's IP in all
-// the forms that have been seen.
-var (
-	ridPattern = regexp.MustCompile(`(?i)\brid\s*[:=]?\s*([0-9a-z]+(?:-[0-9a-z]+)*)`)
-	ipPattern  = regexp.MustCompile(`(?i)ip(?:\s+address)?:?[^0-9a-z:]*([0-9a-f:.]*[0-9a-f])`)
+// stage is how far the making of a connection came.
+type stage int
+
+const (
+	stageNone    stage = iota
+	stageNaming        // the host's name is looked up
+	stageDialing       // a connection is being made
+	stageTLS           // a TLS handshake is under way
+	stageProxy         // there is a connection to a proxy, which was asked for the rest
 )
 
-// refusal turns an errcode and its text into a problem.
-func refusal(errcode int, errmsg string) *problem {
-	p := &problem{errcode: errcode}
-	if m := ridPattern.FindStringSubmatch(errmsg); m != nil {
-		p.rid = m[1] // scrubbed, and with that truncated, by the caller
-	}
-	known, ok := errcodes[errcode]
-	if !ok {
-		p.rule, p.detail = ruleAnswer, "an errcode that is not documented: "+errmsg
-		return p
-	}
-	p.rule = known
-	if known.class == classAdmission || known.class == classHuman {
-		if m := ipPattern.FindStringSubmatch(errmsg); m != nil && net.ParseIP(m[1]) != nil {
-			p.ip = m[1]
-		}
-	}
-	return p
+func (p *progress) at(s stage) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stage = s
 }
 
-// scrub makes a text from outside fit to be shown: without the account's
-// secrets, should a middlebox echo them, without control characters, and short.
-func scrub(text string, e endpoint) string {
-	secrets := []string{e.secret}
-	if u, err := url.Parse(e.proxy); err == nil && u.User != nil {
-		password, _ := u.User.Password()
-		login := u.User.Username() + ":" + password
-		secrets = append(secrets, u.User.String(), login, base64.StdEncoding.EncodeToString([]byte(login)), password)
+func (p *progress) trace() *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		// net/http repeats a POST only if nothing of it was written.
+		GetConn: func(string) {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.stage, p.sent = stageNone, false
+		},
+		GotConn: func(httptrace.GotConnInfo) {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.sent = true
+		},
+		GotFirstResponseByte: func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.answered = true
+		},
+		DNSStart:          func(httptrace.DNSStartInfo) { p.at(stageNaming) },
+		ConnectStart:      func(string, string) { p.at(stageDialing) },
+		TLSHandshakeStart: func() { p.at(stageTLS) },
+		ConnectDone: func(_, _ string, err error) {
+			if err == nil {
+				p.at(stageProxy)
+			}
+		},
+		TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
+			if err == nil {
+				p.at(stageProxy)
+			}
+		},
 	}
-	for _, s := range secrets {
-		if s != "" {
-			text = strings.ReplaceAll(text, s, "[redacted]")
-		}
-	}
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, text)
-	return truncate(text)
 }
 
-func truncate(text string) string {
-	if len(text) > maxDetail {
-		return strings.ToValidUTF8(text[:maxDetail], "") + "…"
+// problem describes an exchange that ended in err, without an answer.
+func (p *progress) problem(err error, timedOut bool, timeout time.Duration) *problem {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	found := p.cause(err, timedOut)
+	detail := found.phrase
+	if timedOut {
+		detail = fmt.Sprintf("%s within %s", strings.TrimSuffix(detail, " in time"), timeout)
 	}
-	return text
+	return &problem{rule: found.rule, detail: detail, hadNoEffect: !p.sent}
 }
 
-// transport returns the transport for e's proxy and roots, making it if none
-// is there. Its key is a digest: a proxy URL can hold a password.
-func (c *client) transport(e endpoint) (*http.Transport, error) {
-	key := sha256.Sum256([]byte(e.proxy + "\x00" + e.caPEM))
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := time.Now()
-	if t := c.transports[key]; t != nil {
-		t.used = now
-		return t.Transport, nil
+func (p *progress) cause(err error, timedOut bool) cause {
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		timedOut = true
 	}
-	t, err := newTransport(e.proxy, e.caPEM)
-	if err != nil {
-		return nil, err
+	cut := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || isReset(err)
+	switch {
+	case p.sent && timedOut:
+		return causeNoAnswer
+	case p.sent && p.answered && !cut:
+		return causeNotHTTP
+	case p.sent:
+		return causeCut
 	}
-	if c.dial != nil {
-		t.DialContext = c.dial
+	_, noName := errors.AsType[*net.DNSError](err)
+	_, refused := errors.AsType[*proxyRefusal](err)
+	op, isOp := errors.AsType[*net.OpError](err)
+	switch {
+	case noName, p.stage == stageNaming:
+		return causeNoName
+	case p.stage == stageTLS && (timedOut || cut):
+		return causeTLSSilent
+	case p.stage == stageTLS:
+		return causeNoTLS
+	case p.stage == stageProxy && timedOut:
+		return causeNoAnswer
+	case refused, isOp && strings.HasPrefix(op.Op, "socks"), p.stage == stageProxy:
+		return causeProxy
 	}
-	if c.transports == nil {
-		c.transports = make(map[[sha256.Size]byte]*sharedTransport)
-	}
-	for k, old := range c.transports {
-		if now.Sub(old.used) > transportIdle {
-			old.CloseIdleConnections()
-			delete(c.transports, k)
-		}
-	}
-	c.transports[key] = &sharedTransport{Transport: t, used: now}
-	return t, nil
+	return causeNoConnection
 }
 
-func newTransport(proxy, caPEM string) (*http.Transport, error) {
-	t := cleanhttp.DefaultPooledTransport()
-	t.MaxIdleConnsPerHost = healthyLane
-	t.IdleConnTimeout = idleTimeout
-	t.TLSHandshakeTimeout = 0   // request_timeout bounds the whole exchange
-	t.ForceAttemptHTTP2 = false // net/http would offer it to https proxies, and cannot speak it with them
-	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-	if proxy != "" {
-		u, err := url.Parse(proxy)
-		if err != nil {
-			return nil, errors.New("proxy_url is not a URL")
-		}
-		t.Proxy = http.ProxyURL(u)
-	}
-	if caPEM != "" {
-		roots, err := x509.SystemCertPool()
-		if err != nil {
-			roots = x509.NewCertPool()
-		}
-		if !roots.AppendCertsFromPEM([]byte(caPEM)) {
-			return nil, errors.New("ca_pem holds no certificate")
-		}
-		t.TLSClientConfig.RootCAs = roots
-	}
-	return t, nil
-}
-
-// close drops the idle connections.
-func (c *client) close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, t := range c.transports {
-		t.CloseIdleConnections()
-	}
+// isReset reports whether the other side cut the connection.
+func isReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
 }

@@ -4,27 +4,24 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/rand"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
-	"os"
-	"os/exec"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -83,7 +80,7 @@ func refusing(errcode int, errmsg string) http.Handler {
 }
 
 // requireProblem is the problem that err has to be.
-func requireProblem(t *testing.T, g *grant, err error) *problem {
+func requireProblem(t *testing.T, g *tokenAnswer, err error) *problem {
 	t.Helper()
 	require.Nil(t, g)
 	p, ok := err.(*problem) //nolint:errorlint // the client returns it bare
@@ -134,7 +131,7 @@ func TestAGrantTellsWhatIsLeftSinceWhen(t *testing.T) {
 		start := wallClock()
 		first, err := c.stableToken(t.Context(), testEndpoint(), false)
 		require.NoError(t, err)
-		require.Equal(t, &grant{
+		require.Equal(t, &tokenAnswer{
 			token: sim.Current(testAppID), asked: start, answered: start.Add(2 * time.Second), lifetime: 7200 * time.Second,
 		}, first)
 
@@ -158,28 +155,28 @@ func TestEveryFaultIsOneNamedProblemAndOneCall(t *testing.T) {
 		status int
 		text   string // in the message
 	}{
-		"busy":                   {wechatsim.Fault{Kind: "errcode", Errcode: -1}, classTransient, 502, "errcode -1"},
-		"refused credentials":    {wechatsim.Fault{Kind: "errcode", Errcode: 40125}, classCredentials, 400, "errcode 40125"},
-		"quota":                  {wechatsim.Fault{Kind: "errcode", Errcode: 45009}, classQuota, 429, "errcode 45009"},
-		"undocumented errcode":   {wechatsim.Fault{Kind: "errcode", Errcode: 12345, Errmsg: "odd"}, classAnswer, 502, "not documented: odd (errcode 12345)"},
-		"server error":           {wechatsim.Fault{Kind: "status", Status: 500}, classTransient, 502, "HTTP 500"},
-		"unavailable":            {wechatsim.Fault{Kind: "status", Status: 503}, classTransient, 502, "HTTP 503"},
-		"forbidden":              {wechatsim.Fault{Kind: "status", Status: 403}, classAnswer, 502, "HTTP 403"},
-		"no content":             {wechatsim.Fault{Kind: "status", Status: 204}, classAnswer, 502, "HTTP 204"},
-		"redirect":               {wechatsim.Fault{Kind: "redirect"}, classAnswer, 502, "redirects are refused"},
-		"redirect to GET":        {wechatsim.Fault{Kind: "redirect", Status: 302}, classAnswer, 502, "redirects are refused"},
-		"hang":                   {wechatsim.Fault{Kind: "hang"}, classUnreachable, 502, "no answer within 5s"},
-		"reset":                  {wechatsim.Fault{Kind: "reset"}, classUnreachable, 502, "EOF"},
-		"lost":                   {wechatsim.Fault{Kind: "lost"}, classUnreachable, 502, "EOF"},
-		"truncated":              {wechatsim.Fault{Kind: "truncate"}, classUnreachable, 502, "EOF"},
-		"oversized":              {wechatsim.Fault{Kind: "oversize"}, classAnswer, 502, "larger than 65536 bytes"},
-		"not JSON":               {wechatsim.Fault{Kind: "notjson"}, classAnswer, 502, "not the JSON"},
-		"no token":               {wechatsim.Fault{Kind: "notoken"}, classAnswer, 502, "no access_token"},
-		"without expires_in":     {wechatsim.Fault{Kind: "expires_in"}, classAnswer, 502, "expires_in is 0"},
-		"expires_in of zero":     {wechatsim.Fault{Kind: "expires_in", ExpiresIn: "0"}, classAnswer, 502, "expires_in is 0"},
-		"expires_in below zero":  {wechatsim.Fault{Kind: "expires_in", ExpiresIn: "-1"}, classAnswer, 502, "expires_in is -1"},
-		"expires_in as a string": {wechatsim.Fault{Kind: "expires_in", ExpiresIn: `"7200"`}, classAnswer, 502, "not the JSON"},
-		"expires_in as a float":  {wechatsim.Fault{Kind: "expires_in", ExpiresIn: "7200.5"}, classAnswer, 502, "not the JSON"},
+		"busy":                  {wechatsim.Fault{Kind: "errcode", Errcode: -1}, classTransient, 502, "errcode -1"},
+		"refused credentials":   {wechatsim.Fault{Kind: "errcode", Errcode: 40125}, classCredentials, 400, "errcode 40125"},
+		"quota":                 {wechatsim.Fault{Kind: "errcode", Errcode: 45009}, classQuota, 429, "errcode 45009"},
+		"undocumented errcode":  {wechatsim.Fault{Kind: "errcode", Errcode: 12345, Errmsg: "odd"}, classAnswer, 502, "not documented (errcode 12345)"},
+		"server error":          {wechatsim.Fault{Kind: "status", Status: 500}, classTransient, 502, "HTTP 500"},
+		"unavailable":           {wechatsim.Fault{Kind: "status", Status: 503}, classTransient, 502, "HTTP 503"},
+		"forbidden":             {wechatsim.Fault{Kind: "status", Status: 403}, classAnswer, 502, "HTTP 403"},
+		"no content":            {wechatsim.Fault{Kind: "status", Status: 204}, classAnswer, 502, "HTTP 204"},
+		"redirect":              {wechatsim.Fault{Kind: "redirect"}, classAnswer, 502, "redirects are refused"},
+		"redirect to GET":       {wechatsim.Fault{Kind: "redirect", Status: 302}, classAnswer, 502, "redirects are refused"},
+		"hang":                  {wechatsim.Fault{Kind: "hang"}, classUnreachable, 502, "no answer within 5s"},
+		"reset":                 {wechatsim.Fault{Kind: "reset"}, classUnreachable, 502, "the connection ended"},
+		"lost":                  {wechatsim.Fault{Kind: "lost"}, classUnreachable, 502, "the connection ended"},
+		"truncated":             {wechatsim.Fault{Kind: "truncate"}, classUnreachable, 502, "the connection ended"},
+		"oversized":             {wechatsim.Fault{Kind: "oversize"}, classAnswer, 502, "larger than 65536 bytes"},
+		"not JSON":              {wechatsim.Fault{Kind: "notjson"}, classAnswer, 502, "not the JSON"},
+		"no token":              {wechatsim.Fault{Kind: "notoken"}, classAnswer, 502, "no access_token"},
+		"without expires_in":    {wechatsim.Fault{Kind: "expires_in"}, classAnswer, 502, "expires_in is 0"},
+		"expires_in of zero":    {wechatsim.Fault{Kind: "expires_in", ExpiresIn: "0"}, classAnswer, 502, "expires_in is 0"},
+		"expires_in below zero": {wechatsim.Fault{Kind: "expires_in", ExpiresIn: "-1"}, classAnswer, 502, "expires_in is -1"},
+		"expires_in as a text":  {wechatsim.Fault{Kind: "expires_in", ExpiresIn: `"soon"`}, classAnswer, 502, "expires_in is not a whole number"},
+		"expires_in as a float": {wechatsim.Fault{Kind: "expires_in", ExpiresIn: "7200.5"}, classAnswer, 502, "expires_in is not a whole number"},
 	} {
 		for mode, force := range map[string]bool{"normal": false, "forced": true} {
 			t.Run(name+", "+mode, func(t *testing.T) {
@@ -215,47 +212,73 @@ func TestEveryFaultIsOneNamedProblemAndOneCall(t *testing.T) {
 func TestOnlyTheDocumentedAnswerIsAccepted(t *testing.T) {
 	// padded is a good answer of exactly size bytes.
 	padded := func(size int) string {
-		const head, tail = `{"access_token":"`, `","expires_in":7200}`
-		return head + strings.Repeat("T", size-len(head)-len(tail)) + tail
-	}
-	blank := func(size int) string {
 		const body = `{"access_token":"T","expires_in":7200}`
 		return body + strings.Repeat(" ", size-len(body))
 	}
 	expires := func(raw string) string { return `{"access_token":"T","expires_in":` + raw + `}` }
+	token := func(raw string) string { return `{"access_token":` + raw + `,"expires_in":7200}` }
+	const good = 7200 * time.Second
 	for name, c := range map[string]struct {
 		body string
 		want time.Duration // of life, 0 for an answer that is refused
 	}{
-		"as documented":                {expires("7200"), 7200 * time.Second},
+		"as documented":                {expires("7200"), good},
 		"one second":                   {expires("1"), time.Second},
 		"300 s":                        {expires("300"), 300 * time.Second},
-		"7201 s":                       {expires("7201"), 7200 * time.Second},
-		"more than fits a duration":    {expires("9223372037"), 7200 * time.Second},
-		"the largest int64":            {expires("9223372036854775807"), 7200 * time.Second},
-		"with an errcode of 0":         {`{"errcode":0,"errmsg":"ok","access_token":"T","expires_in":7200}`, 7200 * time.Second},
-		"with fields besides":          {`{"access_token":"T","expires_in":7200,"more":{"x":[1]}}`, 7200 * time.Second},
-		"64 KiB of token":              {padded(maxAnswer), 7200 * time.Second},
-		"64 KiB with blanks":           {blank(maxAnswer), 7200 * time.Second},
-		"64 KiB and one byte of token": {padded(maxAnswer + 1), 0},
-		"64 KiB and one blank":         {blank(maxAnswer + 1), 0},
-		"zero":                         {expires("0"), 0},
-		"negative":                     {expires("-7200"), 0},
-		"as a string":                  {expires(`"7200"`), 0},
-		"as a fraction":                {expires("0.5"), 0},
-		"null":                         {expires("null"), 0},
-		"missing":                      {`{"access_token":"T"}`, 0},
-		"below the smallest int64":     {expires("-9223372036854775809"), 0},
-		"empty token":                  {`{"access_token":"","expires_in":7200}`, 0},
-		"null token":                   {`{"access_token":null,"expires_in":7200}`, 0},
-		"token of another type":        {`{"access_token":{"x":1},"expires_in":7200}`, 0},
-		"token with an errcode":        {`{"errcode":-1,"errmsg":"no","access_token":"T","expires_in":7200}`, 0},
-		"errcode of another type":      {`{"errcode":"40001","errmsg":"no"}`, 0},
-		"nothing":                      {``, 0},
-		"JSON's null":                  {`null`, 0},
-		"a list":                       {`[{"access_token":"T","expires_in":7200}]`, 0},
-		"two answers":                  {expires("7200") + expires("7200"), 0},
-		"half an answer":               {expires("7200")[:30], 0},
+		"7201 s":                       {expires("7201"), good},
+		"more than fits a duration":    {expires("9223372037"), good},
+		"the largest int64":            {expires("9223372036854775807"), good},
+		"more than that":               {expires("9999999999999999999"), good},
+		"in quotes":                    {expires(`"7200"`), good},
+		"with a point":                 {expires("7200.0"), good},
+		"with a point, in quotes":      {expires(`"300.00"`), 300 * time.Second},
+		"a byte order mark before it":  {"\xef\xbb\xbf" + expires("7200"), good},
+		"with an errcode of 0":         {`{"errcode":0,"errmsg":"ok","access_token":"T","expires_in":7200}`, good},
+		"with an errcode of 0, quoted": {`{"errcode":"0","errmsg":"ok","access_token":"T","expires_in":7200}`, good},
+		"with an errcode of null":      {`{"errcode":null,"errmsg":null,"access_token":"T","expires_in":7200}`, good},
+		"with fields besides":          {`{"access_token":"T","expires_in":7200,"more":{"x":[1],"x":2}}`, good},
+		"2 KiB of token":               {token(`"` + strings.Repeat("T", 2048) + `"`), good},
+		"64 KiB with blanks":           {padded(maxAnswer), good},
+
+		"2 KiB and one byte of token":        {token(`"` + strings.Repeat("T", 2049) + `"`), 0},
+		"64 KiB and one blank":               {padded(maxAnswer + 1), 0},
+		"zero":                               {expires("0"), 0},
+		"negative":                           {expires("-7200"), 0},
+		"as a fraction":                      {expires("0.5"), 0},
+		"with an exponent":                   {expires("7.2e3"), 0},
+		"with an exponent beyond reason":     {expires("1e999999999"), 0},
+		"of a thousand digits":               {expires(strings.Repeat("9", 1000)), 0},
+		"as another text":                    {expires(`"soon"`), 0},
+		"with a blank":                       {expires(`"7200 "`), 0},
+		"null":                               {expires("null"), 0},
+		"an object":                          {expires("{}"), 0},
+		"true":                               {expires("true"), 0},
+		"missing":                            {`{"access_token":"T"}`, 0},
+		"below the smallest int64":           {expires("-9223372036854775809"), 0},
+		"empty token":                        {token(`""`), 0},
+		"null token":                         {token(`null`), 0},
+		"token of another type":              {token(`{"x":1}`), 0},
+		"token with a line end":              {token(`"T\nLD_PRELOAD=x"`), 0},
+		"token with a NUL":                   {token(`"T\u0000"`), 0},
+		"token with a blank":                 {token(`"T T"`), 0},
+		"token with a quote":                 {token(`"T\"T"`), 0},
+		"token with another quote":           {token(`"T'T"`), 0},
+		"token beyond ASCII":                 {token(`"Tö"`), 0},
+		"token that is not UTF-8":            {token("\"T\xff\""), 0},
+		"two tokens":                         {`{"access_token":"T","expires_in":7200,"access_token":"T2"}`, 0},
+		"two tokens, one written in escapes": {`{"access_token":"T","expires_in":7200,"access_toke\u006e":"T2"}`, 0},
+		"two errcodes":                       {`{"errcode":0,"access_token":"T","expires_in":7200,"errcode":40001}`, 0},
+		"token in capitals":                  {`{"ACCESS_TOKEN":"T","expires_in":7200}`, 0},
+		"token with an errcode":              {`{"errcode":-1,"errmsg":"no","access_token":"T","expires_in":7200}`, 0},
+		"errcode of another type":            {`{"errcode":{},"access_token":"T","expires_in":7200}`, 0},
+		"errcode beyond any number":          {`{"errcode":99999999999999999999,"access_token":"T","expires_in":7200}`, 0},
+		"nothing":                            {``, 0},
+		"a byte order mark alone":            {"\xef\xbb\xbf", 0},
+		"JSON's null":                        {`null`, 0},
+		"a list":                             {`[{"access_token":"T","expires_in":7200}]`, 0},
+		"two answers":                        {expires("7200") + expires("7200"), 0},
+		"half an answer":                     {expires("7200")[:30], 0},
+		"nested beyond reason":               {`{"access_token":"T","expires_in":7200,"x":` + strings.Repeat("[", 30_000) + strings.Repeat("]", 30_000) + `}`, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			overPipe(t, answering(http.StatusOK, c.body), func(t *testing.T, cl *client) {
@@ -269,6 +292,28 @@ func TestOnlyTheDocumentedAnswerIsAccepted(t *testing.T) {
 				}
 				p := requireProblem(t, g, err)
 				require.Equal(t, http.StatusBadGateway, p.status)
+				require.False(t, p.noEffect(), "a forced call may have replaced the token")
+				require.NotContains(t, p.operatorError(), "LD_PRELOAD")
+			})
+		})
+	}
+}
+
+func TestAnErrcodeInQuotesIsOne(t *testing.T) {
+	for name, body := range map[string]string{
+		"number":         `{"errcode":40001,"errmsg":"invalid credential"}`,
+		"in quotes":      `{"errcode":"40001","errmsg":"invalid credential"}`,
+		"with a point":   `{"errcode":40001.0,"errmsg":"invalid credential"}`,
+		"an odd errmsg":  `{"errcode":40001,"errmsg":{"text":"invalid credential"}}`,
+		"without errmsg": `{"errcode":40001}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			overPipe(t, answering(http.StatusOK, body), func(t *testing.T, c *client) {
+				g, err := c.stableToken(t.Context(), testEndpoint(), true)
+				p := requireProblem(t, g, err)
+				require.Equal(t, 40001, p.errcode)
+				require.Equal(t, classCredentials, p.class)
+				require.True(t, p.noEffect())
 			})
 		})
 	}
@@ -278,6 +323,8 @@ func TestOnlyTheDocumentedAnswerIsAccepted(t *testing.T) {
 // is on the wire.
 func TestAnAnswerIsReadNoFurtherThanItsBound(t *testing.T) {
 	beyond := append([]byte(`{"access_token":"T","expires_in":7200}`), bytes.Repeat([]byte(" "), maxAnswer)...)
+	noise := make([]byte, maxAnswer+1)
+	_, _ = rand.Read(noise)
 	for name, send := range map[string]func(w http.ResponseWriter) error{
 		"plain": func(w http.ResponseWriter) error {
 			_, err := w.Write(beyond)
@@ -286,7 +333,7 @@ func TestAnAnswerIsReadNoFurtherThanItsBound(t *testing.T) {
 		"compressed": func(w http.ResponseWriter) error {
 			w.Header().Set("Content-Encoding", "gzip")
 			z := gzip.NewWriter(w)
-			_, err := z.Write(beyond)
+			_, err := z.Write(noise) // as it is sent it is beyond the bound, too
 			return errors.Join(err, z.Flush())
 		},
 	} {
@@ -298,7 +345,7 @@ func TestAnAnswerIsReadNoFurtherThanItsBound(t *testing.T) {
 			overPipe(t, handler, func(t *testing.T, c *client) {
 				start := time.Now()
 				g, err := c.stableToken(t.Context(), testEndpoint(), false)
-				require.Contains(t, requireProblem(t, g, err).message(), "larger than 65536 bytes")
+				require.Equal(t, classAnswer, requireProblem(t, g, err).class)
 				require.Zero(t, time.Since(start), "nobody waits for the rest")
 			})
 		})
@@ -308,21 +355,24 @@ func TestAnAnswerIsReadNoFurtherThanItsBound(t *testing.T) {
 func TestRefusalsTellTheRequestID(t *testing.T) {
 	const rid = "65f0a1b2-0c3d4e5f-61728394"
 	for errmsg, want := range map[string]string{
-		"invalid appid rid: " + rid:           rid,
-		"invalid appid, rid: " + rid:          rid,
-		"invalid appid, rid: 65f0a1b2":        "65f0a1b2",
-		"invalid appid rid:" + rid:            rid,
-		"invalid appid RID: " + rid:           rid,
-		"invalid appid hint: [x] rid: " + rid: rid,
-		"invalid appid (rid: " + rid + ")":    rid,
-		"invalid appid rid: " + rid + ".":     rid,
-		"invalid appid rid : " + rid:          rid,
-		"invalid appid rid=" + rid:            rid,
-		"rid: " + rid + ", invalid appid":     rid,
-		"invalid appid\nrid:\t" + rid:         rid,
-		"invalid appid":                       "",
-		"the grid: 12 is invalid":             "",
-		"":                                    "",
+		"invalid appid rid: " + rid:                         rid,
+		"invalid appid, rid: " + rid:                        rid,
+		"invalid appid, rid: 65f0a1b2":                      "65f0a1b2",
+		"invalid appid rid:" + rid:                          rid,
+		"invalid appid RID: " + rid:                         rid,
+		"invalid appid hint: [x] rid: " + rid:               rid,
+		"invalid appid (rid: " + rid + ")":                  rid,
+		"invalid appid rid: " + rid + ".":                   rid,
+		"invalid appid rid : " + rid:                        rid,
+		"invalid appid rid=" + rid:                          rid,
+		"rid: " + rid + ", invalid appid":                   rid,
+		"invalid appid\nrid:\t" + rid:                       rid,
+		"invalid code, hints: [ req_id: eFEbR7yFe-gjd.pA ]": "eFEbR7yFe-gjd.pA",
+		"invalid code, req_id=eFEbR7yFe":                    "eFEbR7yFe",
+		"invalid appid hint: [Sj8aFA0461age6!]":             "Sj8aFA0461age6!",
+		"invalid appid":                                     "",
+		"the grid: 12 is invalid":                           "",
+		"":                                                  "",
 	} {
 		t.Run(errmsg, func(t *testing.T) {
 			for _, errcode := range []int{40013, 40164, 12345} {
@@ -331,8 +381,15 @@ func TestRefusalsTellTheRequestID(t *testing.T) {
 					p := requireProblem(t, g, err)
 					require.Equal(t, want, p.rid)
 					require.Equal(t, errcode, p.errcode)
+					require.Equal(t, strings.Join(strings.FieldsFunc(errmsg, unicode.IsSpace), " "), strings.Join(strings.Fields(p.errmsg), " "))
 					require.Contains(t, p.message(), fmt.Sprintf("errcode %d", errcode))
-					require.Equal(t, want != "", strings.Contains(p.message(), ", rid "+want+")"), p.message())
+					require.Equal(t, want != "", strings.Contains(p.operatorMessage(), ", rid "+want+","), p.operatorMessage())
+					if want != "" { // it opens the record of the call, which holds the secret
+						require.NotContains(t, p.Error(), want)
+					}
+					if errmsg != "" {
+						require.NotContains(t, p.Error(), errmsg)
+					}
 				})
 			}
 		})
@@ -375,13 +432,15 @@ func TestRefusalsForAnIPTellWhich(t *testing.T) {
 func requireShowable(t *testing.T, text string) {
 	t.Helper()
 	require.LessOrEqual(t, len(text), maxDetail+len("…"))
-	require.Equal(t, -1, strings.IndexFunc(text, unicode.IsControl), "%q holds control characters", text)
+	require.True(t, utf8.ValidString(text), "%q", text)
+	require.Equal(t, -1, strings.IndexFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }), "%q holds characters that cannot be seen", text)
 }
 
 func TestTextsFromOutsideAreShortAndPlain(t *testing.T) {
 	for name, c := range map[string]struct{ errmsg, shown string }{
 		"line ends":              {"first\r\nsecond\tthird", "first  second third"},
 		"terminal sequences":     {"\x1b[31mred\x1b[0m \u009b31mred \x7f\x00", "31mred"},
+		"turned around":          {"a\u202egpj\u2066.exe\u200b\u2028z\ufeff", "a gpj .exe  z"},
 		"very long":              {strings.Repeat("long ", 10_000), "long long"},
 		"very long in Chinese":   {strings.Repeat("系统繁忙", 5_000), "系统繁忙系统"},
 		"a very long request ID": {"odd rid: " + strings.Repeat("0123abcd-", 1_000) + "0", "odd rid"},
@@ -392,12 +451,10 @@ func TestTextsFromOutsideAreShortAndPlain(t *testing.T) {
 				overPipe(t, refusing(errcode, c.errmsg), func(t *testing.T, cl *client) {
 					g, err := cl.stableToken(t.Context(), testEndpoint(), false)
 					p := requireProblem(t, g, err)
-					for _, text := range []string{p.detail, p.rid, p.ip} {
+					for _, text := range []string{p.detail, p.rid, p.ip, p.errmsg} {
 						requireShowable(t, text)
 					}
-					if errcode == 12345 {
-						require.Contains(t, p.detail, c.shown)
-					}
+					require.Contains(t, p.errmsg, c.shown)
 				})
 			}
 		})
@@ -530,50 +587,6 @@ func TestACancelledCallIsPassedOnAsCancelled(t *testing.T) {
 	})
 }
 
-func TestTransportsAreShared(t *testing.T) {
-	overSim(t, func(t *testing.T, c *client, sim *wechatsim.Sim) {
-		const proxy = "http://user:proxy-password@127.0.0.1:3128"
-		roots := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: testCertificate(t)}))
-		call := func(change func(e *endpoint)) {
-			t.Helper()
-			e := testEndpoint()
-			change(&e)
-			_, err := c.stableToken(t.Context(), e, false)
-			require.NoError(t, err)
-		}
-
-		// Whatever else differs, the accounts share.
-		call(func(*endpoint) {})
-		sim.SetAccount("wxanother", wechatsim.Account{Secret: "another"})
-		call(func(e *endpoint) { e.appID, e.secret = "wxanother", "another" })
-		call(func(e *endpoint) { e.baseURL = "http://localhost" })
-		call(func(e *endpoint) { e.timeout = time.Second })
-		require.Len(t, c.transports, 1)
-
-		call(func(e *endpoint) { e.proxy = proxy })
-		call(func(e *endpoint) { e.proxy = proxy })
-		require.Len(t, c.transports, 2)
-		call(func(e *endpoint) { e.caPEM = roots })
-		call(func(e *endpoint) { e.proxy, e.caPEM = proxy, roots })
-		call(func(e *endpoint) { e.proxy = "http://user:another-password@127.0.0.1:3128" })
-		require.Len(t, c.transports, 5)
-		for key := range c.transports {
-			require.NotContains(t, fmt.Sprintf("%s", key), "password")
-		}
-
-		// Those in use stay, those that nobody used for long are dropped when
-		// another is made.
-		time.Sleep(transportIdle / 2)
-		call(func(e *endpoint) { e.proxy = proxy })
-		time.Sleep(transportIdle/2 + time.Second)
-		require.Len(t, c.transports, 5)
-		call(func(e *endpoint) { e.proxy = "http://127.0.0.2:3128" })
-		require.Len(t, c.transports, 2)
-		call(func(e *endpoint) { e.proxy = proxy })
-		require.Len(t, c.transports, 2)
-	})
-}
-
 func TestCallsOneAfterTheOtherUseOneConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pipe := wechatsim.NewPipe()
@@ -597,349 +610,314 @@ func TestCallsOneAfterTheOtherUseOneConnection(t *testing.T) {
 	})
 }
 
-// The tests from here on run over the loopback: with TLS, proxies and redirects
-// as they are.
-
-// overTCP returns a client, and the endpoint for it to reach a server at baseURL.
-func overTCP(t *testing.T, baseURL string) (*client, endpoint) {
-	t.Helper()
-	c := &client{}
-	t.Cleanup(c.close)
-	e := testEndpoint()
-	e.baseURL = baseURL
-	return c, e
+// otherCalls are those of every API but stable_token, each with a secret of its own in
+// it besides the AppSecret.
+var otherCalls = map[string]struct {
+	api  api
+	sent string // the code or the token that it carries
+	call func(ctx context.Context, c *client, e endpoint) (any, error)
+	good string // an answer that is taken
+	want any
+}{
+	"code2session": {
+		apiCode2Session, testCode,
+		func(ctx context.Context, c *client, e endpoint) (any, error) {
+			return c.codeToSession(ctx, e, testCode)
+		},
+		`{"session_key":"HyVFkGl5F5OQWJZZaNzBBg==","openid":"oUpF8uMuAJO_M2pxb1Q9zNjWeS6o","unionid":"o6_bmasdasdsad6_2sgVt7hMZOPfL"}`,
+		&session{openID: "oUpF8uMuAJO_M2pxb1Q9zNjWeS6o", unionID: "o6_bmasdasdsad6_2sgVt7hMZOPfL", sessionKey: "HyVFkGl5F5OQWJZZaNzBBg=="},
+	},
+	"oauth2": {
+		apiOAuth2, testCode,
+		func(ctx context.Context, c *client, e endpoint) (any, error) { return c.userToken(ctx, e, testCode) },
+		`{"access_token":"ACCESS","expires_in":7200,"refresh_token":"REFRESH","openid":"OPENID","scope":"snsapi_login,snsapi_userinfo","is_snapshotuser":1,"unionid":"UNIONID"}`,
+		&userToken{openID: "OPENID", unionID: "UNIONID", scope: "snsapi_login,snsapi_userinfo", accessToken: "ACCESS", refreshToken: "REFRESH", expiresIn: new(int64(7200)), snapshotUser: new(int64(1))},
+	},
+	"clear_quota": {
+		apiClearQuota, "",
+		func(ctx context.Context, c *client, e endpoint) (any, error) { return nil, c.clearQuota(ctx, e) },
+		`{"errcode":0,"errmsg":"ok"}`, nil,
+	},
+	"getticket": {
+		apiTicket, testTicketToken,
+		func(ctx context.Context, c *client, e endpoint) (any, error) {
+			return c.ticket(ctx, e, testTicketToken, "jsapi")
+		},
+		`{"errcode":0,"errmsg":"ok","ticket":"sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl-HhTdfl2fzFy1AOcHKP7qg","expires_in":7200}`,
+		"sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl-HhTdfl2fzFy1AOcHKP7qg",
+	},
 }
 
-// serve serves handler on the loopback, with TLS if the scheme is https: then it
-// offers HTTP/2 as well, as servers and proxies do.
-func serve(t *testing.T, scheme string, handler http.Handler) *httptest.Server {
-	t.Helper()
-	server := httptest.NewUnstartedServer(handler)
-	server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes that fail are expected
-	server.EnableHTTP2 = true
-	if scheme == "https" {
-		server.StartTLS()
-	} else {
-		server.Start()
+// Neither is a code or a token that WeChat would give: they try the escaping.
+const (
+	testCode        = "0a1b&secret=x#2c 3d/4e?5f%20+6g"
+	testTicketToken = "57_token&type=x#0123456789abcdef%2B+"
+)
+
+func TestTheOtherRequestsAreTheDocumentedOnes(t *testing.T) {
+	type want struct {
+		method, path string
+		query        url.Values
+		body         string
 	}
-	t.Cleanup(server.Close)
-	return server
-}
-
-// rootsOf returns the PEM of the certificate that a server identifies itself with.
-func rootsOf(server *httptest.Server) string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
-}
-
-// testCertificate returns some certificate.
-func testCertificate(t *testing.T) []byte {
-	t.Helper()
-	server := httptest.NewUnstartedServer(nil)
-	server.StartTLS()
-	defer server.Close()
-	return server.Certificate().Raw
-}
-
-func TestTLS(t *testing.T) {
-	sim := newSim()
-	server := serve(t, "https", sim)
-	t.Run("extra roots are accepted", func(t *testing.T) {
-		c, e := overTCP(t, server.URL)
-		e.caPEM = rootsOf(server)
-		_, err := c.stableToken(t.Context(), e, false)
-		require.NoError(t, err)
-		require.Len(t, sim.Calls(""), 1)
-	})
-	t.Run("an unknown authority is refused before anything is sent", func(t *testing.T) {
-		c, e := overTCP(t, server.URL)
-		g, err := c.stableToken(t.Context(), e, false)
-		p := requireProblem(t, g, err)
-		require.Equal(t, classUnreachable, p.class)
-		require.Contains(t, p.detail, "certificate signed by unknown authority")
-		require.Contains(t, p.advice, "ca_pem")
-		require.Len(t, sim.Calls(""), 1)
-	})
-	t.Run("a certificate of another host is refused", func(t *testing.T) {
-		_, port, err := net.SplitHostPort(server.Listener.Addr().String())
-		require.NoError(t, err)
-		c, e := overTCP(t, "https://localhost:"+port)
-		e.caPEM = rootsOf(server)
-		g, err := c.stableToken(t.Context(), e, false)
-		require.Contains(t, requireProblem(t, g, err).detail, "certificate is valid for")
-		require.Len(t, sim.Calls(""), 1)
-	})
-	t.Run("roots without a certificate are refused", func(t *testing.T) {
-		c, e := overTCP(t, server.URL)
-		e.caPEM = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----"
-		g, err := c.stableToken(t.Context(), e, false)
-		require.Equal(t, "ca_pem holds no certificate", requireProblem(t, g, err).detail)
-	})
-}
-
-func TestRedirectsAreNotFollowed(t *testing.T) {
-	for _, status := range []int{301, 302, 303, 307, 308} {
-		t.Run(strconv.Itoa(status), func(t *testing.T) {
-			target := newSim()
-			elsewhere := serve(t, "http", target)
-			server := serve(t, "http", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				http.Redirect(w, r, elsewhere.URL+r.URL.Path, status)
-			}))
-			c, e := overTCP(t, server.URL)
-			g, err := c.stableToken(t.Context(), e, false)
-			p := requireProblem(t, g, err)
-			require.Equal(t, fmt.Sprintf("HTTP %d: redirects are refused", status), p.detail)
-			require.Equal(t, http.StatusBadGateway, p.status)
-			require.Empty(t, target.Calls(""))
-		})
-	}
-}
-
-func TestNobodyListens(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, listener.Close())
-	for _, scheme := range []string{"", "http", "https", "socks5"} {
-		t.Run(fmt.Sprintf("proxy scheme %q", scheme), func(t *testing.T) {
-			c, e := overTCP(t, "http://"+listener.Addr().String())
-			if scheme != "" {
-				e.proxy = scheme + "://user:proxy-password@" + listener.Addr().String()
-			}
-			g, err := c.stableToken(t.Context(), e, false)
-			p := requireProblem(t, g, err)
-			require.Equal(t, classUnreachable, p.class)
-			require.Contains(t, p.detail, "connection refused")
-			require.NotContains(t, p.Error(), "proxy-password")
-		})
-	}
-}
-
-// egress is a proxy on the loopback, and what it saw.
-type egress struct {
-	mu      sync.Mutex
-	targets []string // what it was asked to reach
-	logins  []string // user:password as sent, "" for none
-	relays  sync.WaitGroup
-}
-
-func (p *egress) saw(target, login string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.targets = append(p.targets, target)
-	p.logins = append(p.logins, login)
-}
-
-// relay connects two connections until one of them ends.
-func (p *egress) relay(a, b net.Conn) {
-	var copying sync.WaitGroup
-	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
-		copying.Go(func() {
-			_, _ = io.Copy(way[0], way[1])
-			_ = a.Close()
-			_ = b.Close()
-		})
-	}
-	copying.Wait()
-}
-
-// ServeHTTP is that of an HTTP proxy: CONNECT, and requests with a whole URL.
-func (p *egress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	login, _ := base64.StdEncoding.DecodeString(strings.TrimPrefix(r.Header.Get("Proxy-Authorization"), "Basic "))
-	if r.Method != http.MethodConnect {
-		p.saw(r.URL.Host, string(login))
-		r.RequestURI = ""
-		r.Header.Del("Proxy-Authorization")
-		resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(r)
-		if err != nil {
-			w.WriteHeader(http.StatusBadGateway)
-			return
-		}
-		defer resp.Body.Close()
-		w.WriteHeader(resp.StatusCode)
-		_, _ = io.Copy(w, resp.Body)
-		return
-	}
-	p.saw(r.Host, string(login))
-	upstream, err := net.Dial("tcp", r.Host)
-	if err != nil {
-		w.WriteHeader(http.StatusBadGateway)
-		return
-	}
-	p.relays.Add(1)
-	defer p.relays.Done()
-	// The answer follows the hijacking: the server could still read what the
-	// client sends on it.
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(err)
-	}
-	_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
-	p.relay(conn, upstream)
-}
-
-// serveSOCKS answers connections to listener as a SOCKS 5 server (RFC 1928) that
-// asks for user and password (RFC 1929).
-func (p *egress) serveSOCKS(listener net.Listener) {
-	for {
-		conn, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		p.relays.Go(func() {
-			defer conn.Close()
-			if upstream := p.socks(conn); upstream != nil {
-				p.relay(conn, upstream)
-			}
-		})
-	}
-}
-
-// socks takes one client to the connection that it asked for, nil if it did not.
-func (p *egress) socks(conn net.Conn) net.Conn {
-	read := func(n int) []byte {
-		b := make([]byte, n)
-		_, _ = io.ReadFull(conn, b) // what is missing reads as zeros, and leads nowhere
-		return b
-	}
-	const byPassword, ipv4, domain = 2, 1, 3
-	login := ""
-	if methods := read(int(read(2)[1])); slices.Contains(methods, byPassword) {
-		_, _ = conn.Write([]byte{5, byPassword})
-		user := read(int(read(2)[1]))
-		login = string(user) + ":" + string(read(int(read(1)[0])))
-		_, _ = conn.Write([]byte{1, 0})
-	} else {
-		_, _ = conn.Write([]byte{5, 0})
-	}
-	host := ""
-	switch read(4)[3] {
-	case ipv4:
-		host = net.IP(read(4)).String()
-	case domain:
-		host = string(read(int(read(1)[0])))
-	}
-	port := read(2)
-	target := net.JoinHostPort(host, strconv.Itoa(int(port[0])<<8|int(port[1])))
-	p.saw(target, login)
-	upstream, err := net.Dial("tcp", target)
-	if err != nil {
-		return nil
-	}
-	_, _ = conn.Write([]byte{5, 0, 0, ipv4, 0, 0, 0, 0, 0, 0})
-	return upstream
-}
-
-// startEgress starts a proxy of the given scheme, and returns its address.
-func startEgress(t *testing.T, scheme string) (p *egress, addr string) {
-	t.Helper()
-	p = &egress{}
-	t.Cleanup(p.relays.Wait)
-	if scheme != "socks5" {
-		return p, serve(t, scheme, p).Listener.Addr().String()
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	var accepting sync.WaitGroup
-	accepting.Go(func() { p.serveSOCKS(listener) })
-	t.Cleanup(func() {
-		_ = listener.Close()
-		accepting.Wait()
-	})
-	return p, listener.Addr().String()
-}
-
-func TestTheEgressProxyIsUsed(t *testing.T) {
-	for _, proxyScheme := range []string{"http", "https", "socks5"} {
-		for _, scheme := range []string{"http", "https"} {
-			for userinfo, login := range map[string]string{"": "", "user:proxy-p%40ss@": "user:proxy-p@ss"} {
-				t.Run(fmt.Sprintf("%s proxy to %s, login %q", proxyScheme, scheme, login), func(t *testing.T) {
-					sim := newSim()
-					server := serve(t, scheme, sim)
-					proxy, addr := startEgress(t, proxyScheme)
-					c, e := overTCP(t, server.URL)
-					e.proxy = proxyScheme + "://" + userinfo + addr
-					e.caPEM = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: testCertificate(t)}))
-					g, err := c.stableToken(t.Context(), e, false)
-					require.NoError(t, err)
-					require.Equal(t, sim.Current(testAppID), g.token)
-					require.Equal(t, []string{server.Listener.Addr().String()}, proxy.targets)
-					require.Equal(t, []string{login}, proxy.logins)
-				})
-			}
-		}
-	}
-}
-
-func TestAProxyThatRefusesShowsNoCredentials(t *testing.T) {
-	const userinfo, login = "user:proxy-p%40ss", "user:proxy-p@ss"
-	encoded := base64.StdEncoding.EncodeToString([]byte(login))
-	for name, status := range map[string]string{
-		"plainly":                       "407 Proxy Authentication Required",
-		"echoing the password":          "407 proxy-p@ss is not valid",
-		"echoing the login":             "407 user:proxy-p@ss is not valid",
-		"echoing the login as in URLs":  "407 user:proxy-p%40ss is not valid",
-		"echoing the login as received": "407 Basic " + encoded + " is not valid",
-		"with control characters":       "407 \x1b[31mno",
-		"at length":                     "407 " + strings.Repeat("no ", 1000),
+	for name, w := range map[string]want{
+		"code2session": {"GET", "/sns/jscode2session", url.Values{"appid": {testAppID}, "secret": {testSecret}, "js_code": {testCode}, "grant_type": {"authorization_code"}}, ""},
+		"oauth2":       {"GET", "/sns/oauth2/access_token", url.Values{"appid": {testAppID}, "secret": {testSecret}, "code": {testCode}, "grant_type": {"authorization_code"}}, ""},
+		"clear_quota":  {"POST", "/cgi-bin/clear_quota/v2", url.Values{}, `{"appid":"` + testAppID + `","appsecret":"` + testSecret + `"}`},
+		"getticket":    {"GET", "/cgi-bin/ticket/getticket", url.Values{"access_token": {testTicketToken}, "type": {"jsapi"}}, ""},
 	} {
-		for _, baseURL := range []string{"http://127.0.0.1:1", "https://127.0.0.1:1"} {
-			t.Run(name+", "+baseURL, func(t *testing.T) {
-				server := serve(t, "http", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-					conn, _, err := http.NewResponseController(w).Hijack()
-					if err != nil {
-						panic(err)
+		t.Run(name, func(t *testing.T) {
+			c := otherCalls[name]
+			var got []want
+			var framed []bool // the request is as long as it says, or has no body
+			handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				body, _ := io.ReadAll(r.Body)
+				got = append(got, want{r.Method, r.URL.Path, r.URL.Query(), string(body)})
+				framed = append(framed, len(r.TransferEncoding) == 0 && r.ContentLength == int64(len(body)))
+				_, _ = io.WriteString(w, c.good)
+			})
+			overPipe(t, handler, func(t *testing.T, cl *client) {
+				answer, err := c.call(t.Context(), cl, testEndpoint())
+				require.NoError(t, err)
+				require.Equal(t, c.want, answer)
+				require.Equal(t, []want{w}, got)
+				require.Equal(t, []bool{true}, framed)
+			})
+		})
+	}
+}
+
+func TestEveryFaultOfTheOtherCallsIsOneNamedProblemAndOneCall(t *testing.T) {
+	for name, c := range otherCalls {
+		for fault, f := range map[string]struct {
+			fault    wechatsim.Fault
+			class    class
+			noEffect bool
+		}{
+			"busy":         {wechatsim.Fault{Kind: "errcode", Errcode: -1}, classTransient, false},
+			"credentials":  {wechatsim.Fault{Kind: "errcode", Errcode: 40125}, classCredentials, true},
+			"undocumented": {wechatsim.Fault{Kind: "errcode", Errcode: 12345}, classAnswer, true},
+			"server error": {wechatsim.Fault{Kind: "status", Status: 503}, classTransient, false},
+			"forbidden":    {wechatsim.Fault{Kind: "status", Status: 403}, classAnswer, true},
+			"redirect":     {wechatsim.Fault{Kind: "redirect", Status: 302}, classAnswer, false},
+			"not JSON":     {wechatsim.Fault{Kind: "notjson"}, classAnswer, false},
+			"hang":         {wechatsim.Fault{Kind: "hang"}, classUnreachable, false},
+			"reset":        {wechatsim.Fault{Kind: "reset"}, classUnreachable, false},
+			"lost":         {wechatsim.Fault{Kind: "lost"}, classUnreachable, false},
+			"truncated":    {wechatsim.Fault{Kind: "truncate"}, classUnreachable, false},
+			"oversized":    {wechatsim.Fault{Kind: "oversize"}, classAnswer, false},
+			"drip":         {wechatsim.Fault{Kind: "drip"}, classUnreachable, false},
+			"headers":      {wechatsim.Fault{Kind: "headers"}, classAnswer, false},
+			"interim":      {wechatsim.Fault{Kind: "interim"}, classAnswer, false},
+			"bomb":         {wechatsim.Fault{Kind: "gzip"}, classAnswer, false},
+			"echo":         {wechatsim.Fault{Kind: "echo"}, classAnswer, true},
+			"echo of 400":  {wechatsim.Fault{Kind: "echo", Status: 400}, classAnswer, true},
+		} {
+			t.Run(name+", "+fault, func(t *testing.T) {
+				overSim(t, func(t *testing.T, cl *client, sim *wechatsim.Sim) {
+					f.fault.API = wechatsim.AllAPIs
+					// On a new connection, and on one that served a call before: net/http
+					// must not repeat a call that WeChat may have acted on.
+					for range 2 {
+						sim.Inject(f.fault)
+						before := len(sim.CallsOf(string(c.api), ""))
+						_, err := c.call(t.Context(), cl, testEndpoint())
+						p := problemOf(err)
+						require.NotNil(t, p, "%v", err)
+						require.Equal(t, f.class, p.class, p.cause)
+						require.Equal(t, f.noEffect, p.noEffect())
+						require.Len(t, sim.CallsOf(string(c.api), ""), before+1)
+						for _, text := range []string{p.detail, p.cause, p.rid, p.errmsg} {
+							requireShowable(t, text)
+						}
+						for _, text := range []string{p.Error(), p.operatorError(), p.cause} {
+							requireNoPieceOf(t, text, testSecret, c.sent)
+						}
+						sim.ClearFaults()
+						_, err = cl.stableToken(t.Context(), testEndpoint(), false)
+						require.NoError(t, err)
+						_, _ = c.call(t.Context(), cl, testEndpoint()) // whatever comes of it, the connection stays
 					}
-					defer conn.Close()
-					_, _ = io.WriteString(conn, "HTTP/1.1 "+status+"\r\nContent-Length: 0\r\n\r\n")
-				}))
-				c, e := overTCP(t, baseURL)
-				e.proxy = "http://" + userinfo + "@" + server.Listener.Addr().String()
-				g, err := c.stableToken(t.Context(), e, false)
-				p := requireProblem(t, g, err)
-				require.Equal(t, http.StatusBadGateway, p.status)
-				requireShowable(t, p.detail)
-				for _, secret := range []string{"proxy-p@ss", "proxy-p%40ss", encoded} {
-					require.NotContains(t, p.Error(), secret)
-				}
+				})
 			})
 		}
 	}
 }
 
-// childProxy names the environment variable that tells this test binary, run
-// again, to be the child of TestTheEnvironmentsProxy, and where WeChat is.
-const childProxy = "WECHAT_TEST_CHILD_BASE_URL"
-
-// TestTheEnvironmentsProxy runs itself in a process of its own, as net/http reads
-// the proxy variables once.
-func TestTheEnvironmentsProxy(t *testing.T) {
-	if baseURL := os.Getenv(childProxy); baseURL != "" {
-		c, e := overTCP(t, baseURL)
-		_, err := c.stableToken(t.Context(), e, false)
-		require.NoError(t, err)
-		return
+// requireNoPieceOf holds a text to holding no piece of the secrets, however it is
+// encoded.
+func requireNoPieceOf(t *testing.T, text string, secrets ...string) {
+	t.Helper()
+	for _, secret := range secrets {
+		for _, form := range []string{
+			secret, url.QueryEscape(secret), url.PathEscape(secret), hex.EncodeToString([]byte(secret)), strings.ToUpper(hex.EncodeToString([]byte(secret))),
+			base64.RawStdEncoding.EncodeToString([]byte(secret)), base64.RawURLEncoding.EncodeToString([]byte(secret)),
+		} {
+			for i := range len(form) - pieceLength + 1 {
+				require.NotContains(t, text, form[i:i+pieceLength])
+			}
+		}
 	}
-	server := serve(t, "http", newSim())
-	for name, c := range map[string]struct {
-		baseURL string
-		proxied []string
-	}{
-		"is used":             {"http://wechat.test", []string{"wechat.test"}},
-		"is not for loopback": {server.URL, nil},
-	} {
-		t.Run(name, func(t *testing.T) {
-			proxy := &egress{}
-			sim := newSim()
-			way := serve(t, "http", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				proxy.saw(r.URL.Host, "")
-				sim.ServeHTTP(w, r)
-			}))
-			executable, err := os.Executable()
+}
+
+func TestOnlyTheOtherDocumentedAnswersAreTaken(t *testing.T) {
+	const long = maxValue + 1
+	for name, c := range otherCalls {
+		// fields are those without which an answer is not the documented one, and
+		// those that may be missing.
+		fields := map[string]struct{ needed, optional []string }{
+			"code2session": {[]string{"openid", "session_key"}, []string{"unionid"}},
+			"oauth2":       {[]string{"openid", "access_token"}, []string{"unionid", "scope", "refresh_token"}},
+			"clear_quota":  {},
+			"getticket":    {[]string{"ticket"}, nil},
+		}[name]
+		taken := func(t *testing.T, body string) error {
+			var err error
+			overPipe(t, answering(http.StatusOK, body), func(t *testing.T, cl *client) {
+				_, err = c.call(t.Context(), cl, testEndpoint())
+			})
+			return err
+		}
+		with := func(field string, value any) string {
+			var answer map[string]any
+			require.NoError(t, json.Unmarshal([]byte(c.good), &answer))
+			answer[field] = value
+			raw, err := json.Marshal(answer)
 			require.NoError(t, err)
-			cmd := exec.CommandContext(t.Context(), executable, "-test.run=^TestTheEnvironmentsProxy$")
-			cmd.Env = append(os.Environ(), childProxy+"="+c.baseURL, "HTTP_PROXY="+way.URL, "HTTPS_PROXY="+way.URL, "NO_PROXY=", "no_proxy=")
-			output, err := cmd.CombinedOutput()
-			require.NoError(t, err, string(output))
-			require.Equal(t, c.proxied, proxy.targets)
+			return string(raw)
+		}
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, taken(t, c.good))
+			require.NoError(t, taken(t, "\xef\xbb\xbf"+c.good), "a byte order mark")
+			require.NoError(t, taken(t, with("errcode", "0")), "an errcode in quotes")
+			require.NoError(t, taken(t, with("more", []any{1, map[string]any{"x": 2}})), "more fields")
+			for _, body := range []string{"", "{}", "null", "[]", `"` + c.good + `"`, c.good + c.good, c.good[:len(c.good)-1]} {
+				p := problemOf(taken(t, body))
+				require.NotNil(t, p, body)
+				require.Equal(t, classAnswer, p.class)
+			}
+			for _, field := range append(fields.needed, fields.optional...) {
+				for kind, bad := range map[string]any{
+					"a line end": "a\nb", "a blank": "a b", "a quote": `a"b`, "another": "a'b", "a back quote": "a`b", "beyond ASCII": "ä", "too long": strings.Repeat("a", long),
+					"a number": 1, "a list": []any{"a"}, "an object": map[string]any{}, "a bool": true, "direction": "a\u202eb", "NUL": "a\x00",
+				} {
+					p := problemOf(taken(t, with(field, bad)))
+					require.NotNil(t, p, "%s with %s", field, kind)
+					require.Equal(t, classAnswer, p.class)
+					require.Contains(t, p.detail, field)
+				}
+				require.NoError(t, taken(t, with(field, strings.Repeat("a", maxValue))))
+			}
+			for _, field := range fields.needed {
+				for _, missing := range []any{nil, ""} {
+					require.Contains(t, problemOf(taken(t, with(field, missing))).detail, "it holds no "+field)
+				}
+			}
+			for _, field := range fields.optional {
+				for _, missing := range []any{nil, ""} {
+					require.NoError(t, taken(t, with(field, missing)))
+				}
+			}
 		})
 	}
+	t.Run("numbers of oauth2", func(t *testing.T) {
+		for body, ok := range map[string]bool{
+			`{"openid":"O","access_token":"A"}`: true, `{"openid":"O","access_token":"A","expires_in":"7200","is_snapshotuser":"0"}`: true,
+			`{"openid":"O","access_token":"A","expires_in":0}`: false, `{"openid":"O","access_token":"A","expires_in":-1}`: false,
+			`{"openid":"O","access_token":"A","expires_in":"soon"}`: false, `{"openid":"O","access_token":"A","is_snapshotuser":true}`: false,
+		} {
+			overPipe(t, answering(http.StatusOK, body), func(t *testing.T, cl *client) {
+				_, err := cl.userToken(t.Context(), testEndpoint(), testCode)
+				require.Equal(t, ok, err == nil, body)
+			})
+		}
+	})
+}
+
+// Where WeChat reads no body, the query follows: what says that it saw nothing did
+// nothing.
+func TestTheQuotaIsClearedInWhicheverWayWeChatReads(t *testing.T) {
+	for name, c := range map[string]struct {
+		errcodes []int // of the answers, one after the other
+		calls    int
+		want     int // the errcode that is told
+	}{
+		"the body is read":              {[]int{0}, 1, 0},
+		"the query is read":             {[]int{41002, 0}, 2, 0},
+		"no secret is seen in the body": {[]int{41004, 0}, 2, 0},
+		"neither is":                    {[]int{41002, 41002}, 2, 41002},
+		"refused":                       {[]int{48006}, 1, 48006},
+		"refused in the query":          {[]int{41002, 40125}, 2, 40125},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var uris []string
+			handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				_, _ = fmt.Fprintf(w, `{"errcode":%d,"errmsg":"no"}`, c.errcodes[len(uris)])
+				uris = append(uris, r.RequestURI)
+			})
+			overPipe(t, handler, func(t *testing.T, cl *client) {
+				err := cl.clearQuota(t.Context(), testEndpoint())
+				require.Equal(t, c.want != 0, err != nil, err)
+				if c.want != 0 {
+					require.Equal(t, c.want, problemOf(err).errcode)
+				}
+				require.Equal(t, []string{"/cgi-bin/clear_quota/v2", "/cgi-bin/clear_quota/v2?appid=" + testAppID + "&appsecret=" + testSecret}[:c.calls], uris)
+			})
+		})
+	}
+}
+
+func TestEveryCallIsCountedOnce(t *testing.T) {
+	overSim(t, func(t *testing.T, c *client, sim *wechatsim.Sim) {
+		var seen []observedCall
+		c.observe = func(call observedCall) { seen = append(seen, call) }
+		sim.SetLatency(100 * time.Millisecond)
+
+		_, err := c.stableToken(t.Context(), testEndpoint(), false)
+		require.NoError(t, err)
+		_, err = c.codeToSession(t.Context(), testEndpoint(), "unknown")
+		require.Error(t, err)
+		require.NoError(t, c.clearQuota(t.Context(), testEndpoint()))
+		_, err = c.ticket(t.Context(), testEndpoint(), "unknown", "jsapi")
+		require.Error(t, err)
+		sim.Inject(wechatsim.Fault{API: wechatsim.APIOAuth2, Kind: "hang"})
+		_, err = c.userToken(t.Context(), testEndpoint(), "unknown")
+		require.Error(t, err)
+		sim.Inject(wechatsim.Fault{Kind: "notoken"})
+		_, err = c.stableToken(t.Context(), testEndpoint(), false)
+		require.Error(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		_, err = c.stableToken(ctx, testEndpoint(), false)
+		require.Equal(t, context.DeadlineExceeded, err)
+		const took = 100 * time.Millisecond
+		require.Equal(t, []observedCall{
+			{apiStableToken, 0, "ok", took},
+			{apiCode2Session, 40029, "code", took},
+			{apiClearQuota, 0, "ok", took},
+			{apiTicket, 40014, "rejected token", took},
+			{apiOAuth2, 0, "unreachable", 5 * time.Second},
+			{apiStableToken, 0, "undocumented answer", took},
+			{apiStableToken, 0, "cancelled", 50 * time.Millisecond},
+		}, seen)
+	})
+}
+
+// A flood of logins that WeChat does not answer must not take the connections of
+// the token calls.
+func TestLoginsHaveConnectionsOfTheirOwn(t *testing.T) {
+	overSim(t, func(t *testing.T, c *client, _ *wechatsim.Sim) {
+		_, err := c.stableToken(t.Context(), testEndpoint(), false)
+		require.NoError(t, err)
+		require.Len(t, c.transports.inUse, 1)
+		_, err = c.codeToSession(t.Context(), testEndpoint(), "unknown")
+		require.Error(t, err)
+		require.Len(t, c.transports.inUse, 2)
+		_, err = c.userToken(t.Context(), testEndpoint(), "unknown")
+		require.Error(t, err)
+		require.Len(t, c.transports.inUse, 2)
+		_, err = c.ticket(t.Context(), testEndpoint(), "unknown", "jsapi")
+		require.Error(t, err)
+		require.Len(t, c.transports.inUse, 2)
+	})
 }

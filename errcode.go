@@ -1,11 +1,8 @@
 package wechat
 
 import (
-	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"strings"
 	"time"
 )
 
@@ -22,19 +19,24 @@ const (
 	classAccount     class = "account"             // WeChat limits the account
 	classQuota       class = "quota"               // WeChat's quota is used up
 	classBug         class = "bug"                 // the request did not arrive as the engine sends it
+	classCode        class = "code"                // the user's code is not good, or not good any more
+	classUser        class = "user"                // WeChat does not let this user log in
+	classToken       class = "rejected token"      // WeChat does not accept the account's token
 	classStorage     class = "storage"             // Vault's storage failed
 )
 
 // backoff is how long the engine waits after a failure: first, then twice as
 // long after each further failure that calls for the same, never longer than most.
+// The zero backoff is of failures that concern one request only: nothing waits.
 type backoff struct{ first, most time.Duration }
 
+// No wait is longer than ten minutes: a call in ten minutes costs nothing, and a
+// wait that outlives its reason is an outage.
 var (
 	backoffTransient = backoff{time.Second, time.Minute}
 	backoffPerson    = backoff{30 * time.Second, 5 * time.Minute}
-	backoffMinute    = backoff{time.Minute, time.Minute}
-	backoffHour      = backoff{time.Hour, time.Hour}
-	backoffDay       = backoff{24 * time.Hour, 24 * time.Hour}
+	backoffQuota     = backoff{time.Minute, 10 * time.Minute}
+	backoffNone      = backoff{}
 )
 
 // after returns the wait that follows the n-th failure in a row, n from 1.
@@ -57,7 +59,7 @@ func (b backoff) after(n int) time.Duration {
 // rule says what an errcode, or a failure without one, means and what follows.
 type rule struct {
 	class   class
-	status  int // HTTP status of the answer while no valid token is cached
+	status  int // HTTP status of the answer where nothing else can be answered
 	backoff backoff
 	meaning string
 	advice  string
@@ -75,10 +77,25 @@ const (
 	adviceTalk      = "talk to the account's administrator"
 	adviceConsole   = "see the notices in the account's console"
 	adviceRelay     = "check that base_url and proxy_url pass requests on unchanged; if they do, report a bug"
+	adviceLogin     = "have the client log in again and send the new code"
+	adviceOtherCode = "have the client log in again and send the new code; if that fails too, check that the code is of this account's appid"
+	adviceReport    = "nothing: the token is reported to the engine, which asks for another one if need be"
 )
 
-// errcodes holds every errcode that WeChat documents for stable_token. README
-// shows the same table, and a test holds the two together.
+// api is one of WeChat's calls, under the name that metrics show.
+type api string
+
+const (
+	apiStableToken  api = "stable_token"
+	apiCode2Session api = "jscode2session"
+	apiOAuth2       api = "oauth2"
+	apiClearQuota   api = "clear_quota"
+	apiTicket       api = "getticket"
+)
+
+// errcodes holds every errcode of stable_token. WeChat's errcodes are one
+// numbering for all of its calls: what another call's own table below does not
+// hold means there what it means here.
 var errcodes = map[int]rule{
 	-1:    {classTransient, http.StatusBadGateway, backoffTransient, "WeChat is busy", adviceNothing},
 	40001: {classCredentials, http.StatusBadRequest, backoffPerson, "the secret is wrong", adviceSecret},
@@ -90,8 +107,8 @@ var errcodes = map[int]rule{
 	41002: {classBug, http.StatusBadGateway, backoffPerson, "WeChat saw no appid", adviceRelay},
 	41004: {classBug, http.StatusBadGateway, backoffPerson, "WeChat saw no secret", adviceRelay},
 	43002: {classBug, http.StatusBadGateway, backoffPerson, "WeChat saw no POST", adviceRelay},
-	45009: {classQuota, http.StatusTooManyRequests, backoffHour, "the account's daily quota is used up", "wait for the next day, or reset the quota in the account's console"},
-	45011: {classQuota, http.StatusTooManyRequests, backoffMinute, "the account's quota of this minute is used up", adviceNothing},
+	45009: {classQuota, http.StatusTooManyRequests, backoffQuota, "the account's daily quota is used up", "wait for the next day, or reset the quota with clear-quota or in the account's console"},
+	45011: {classQuota, http.StatusTooManyRequests, backoffQuota, "the account's quota of this minute is used up", adviceNothing},
 	45035: {classAdmission, http.StatusBadRequest, backoffPerson, "the caller's IP is not whitelisted", adviceWhitelist},
 	47001: {classBug, http.StatusBadGateway, backoffPerson, "WeChat could not read the request's body", adviceRelay},
 	48004: {classAccount, http.StatusBadRequest, backoffPerson, "the account may not use this API", adviceConsole},
@@ -100,8 +117,43 @@ var errcodes = map[int]rule{
 	61004: {classAdmission, http.StatusBadRequest, backoffPerson, "the caller's IP is not whitelisted", adviceWhitelist},
 	89501: {classHuman, http.StatusBadRequest, backoffPerson, "an administrator has to confirm the caller's IP", adviceConfirm},
 	89503: {classHuman, http.StatusBadRequest, backoffPerson, "an administrator has to confirm the caller's IP", adviceConfirm},
-	89506: {classHuman, http.StatusBadRequest, backoffDay, "an administrator refused the caller's IP twice; it is blocked for 24 hours", adviceTalk},
-	89507: {classHuman, http.StatusBadRequest, backoffHour, "an administrator refused the caller's IP; it is blocked for an hour", adviceTalk},
+	89506: {classHuman, http.StatusBadRequest, backoffQuota, "an administrator refused the caller's IP twice; it is blocked for 24 hours", adviceTalk},
+	89507: {classHuman, http.StatusBadRequest, backoffQuota, "an administrator refused the caller's IP; it is blocked for an hour", adviceTalk},
+}
+
+// ownErrcodes holds what an errcode means in one call, where that is not what it
+// means in stable_token.
+var ownErrcodes = map[api]map[int]rule{
+	apiCode2Session: {
+		40029: {classCode, http.StatusBadRequest, backoffNone, "the code is not valid", adviceOtherCode},
+		40163: {classCode, http.StatusBadRequest, backoffNone, "the code was used before", adviceLogin},
+		40226: {classUser, http.StatusBadRequest, backoffNone, "WeChat holds this user for a risk and refuses the login", "turn the user away; there is nothing to mend"},
+		41008: {classCode, http.StatusBadRequest, backoffNone, "WeChat saw no code", "send the code that wx.login gave"},
+		45011: {classQuota, http.StatusTooManyRequests, backoffNone, "this user logs in more often than WeChat allows in a minute", "have the client wait a minute and log in again, with a new code"},
+	},
+	apiOAuth2: {
+		40029: {classCode, http.StatusBadRequest, backoffNone, "the code is not valid", adviceOtherCode},
+		40163: {classCode, http.StatusBadRequest, backoffNone, "the code was used before", adviceLogin},
+		41008: {classCode, http.StatusBadRequest, backoffNone, "WeChat saw no code", "send the code from the address to which WeChat redirected the user"},
+	},
+	apiClearQuota: {
+		48006: {classQuota, http.StatusTooManyRequests, backoffQuota, "the ten clearings of this month are used up", "wait for the quota's own reset at midnight, or for the next month"},
+	},
+	apiTicket: {
+		40001: {classToken, http.StatusBadGateway, backoffTransient, "WeChat did not accept the account's token", adviceReport},
+		40014: {classToken, http.StatusBadGateway, backoffTransient, "WeChat did not accept the account's token", adviceReport},
+		42001: {classToken, http.StatusBadGateway, backoffTransient, "the account's token has ended", adviceReport},
+		45009: {classQuota, http.StatusTooManyRequests, backoffQuota, "the account's daily quota of ticket calls is used up", "wait for the next day, or reset the quota with clear-quota or in the account's console"},
+	},
+}
+
+// ruleOf says what an errcode means in a call, and whether it is documented.
+func ruleOf(a api, errcode int) (rule, bool) {
+	if r, ok := ownErrcodes[a][errcode]; ok {
+		return r, true
+	}
+	r, ok := errcodes[errcode]
+	return r, ok
 }
 
 // The failures that carry no documented errcode.
@@ -112,67 +164,28 @@ var (
 	ruleStorage     = rule{classStorage, http.StatusInternalServerError, backoffTransient, "Vault's storage failed", "check Vault's storage; " + triesAgain}
 )
 
-// problem is one failed attempt to get a token. It is an error whose text may
-// be shown to anybody: it holds neither a secret nor a token.
-type problem struct {
-	rule
-	errcode int    // WeChat's errcode, 0 if there was none
-	detail  string // the cause, or the errmsg of an undocumented errcode; scrubbed
-	rid     string // WeChat's request ID, if it gave one
-	ip      string // the caller's IP as WeChat saw it, if it named one
-	local   bool   // the engine's own limit: WeChat was not asked
+// unreachable is ruleUnreachable with the advice for one of its causes.
+func unreachable(advice string) rule {
+	r := ruleUnreachable
+	r.advice = advice + "; " + triesAgain
+	return r
 }
 
-// definite reports whether it is certain that a forced call did nothing: WeChat
-// refused it, or was not asked.
-func (p *problem) definite() bool {
-	if p == nil {
-		return false
-	}
-	_, documented := errcodes[p.errcode]
-	return p.local || documented && p.class != classTransient
-}
+// The causes for which WeChat cannot be reached. Each has one fixed phrase: to
+// callers nothing is told of what the other side said. The server log has that.
+var (
+	causeNoName       = cause{"the host's name was not found", unreachable("check the host in base_url, or that in proxy_url, and the name resolution of Vault's host")}
+	causeNoConnection = cause{"no connection", unreachable("check that Vault's host may connect to base_url, or to proxy_url")}
+	causeProxy        = cause{"the proxy refused", unreachable("check proxy_url, its user and password, and that the proxy may connect to base_url")}
+	causeNoTLS        = cause{"no TLS connection", unreachable("check that base_url speaks TLS with a certificate of its name, and ca_pem if its authority is not a public one")}
+	causeTLSSilent    = cause{"the TLS handshake got no answer", unreachable("a middlebox on the way may drop large ClientHellos: set GODEBUG=tlsmlkem=0 in the environment of Vault, which makes them small, and restart it; check the way from Vault to base_url")}
+	causeNoAnswer     = cause{"no answer in time", unreachable("check the way from Vault to base_url, and request_timeout")}
+	causeCut          = cause{"the connection ended before the answer was complete", ruleUnreachable}
+	causeNotHTTP      = cause{"it is not an HTTP response, or its headers are too large", ruleAnswer}
+)
 
-// once returns err as it is told to somebody whose request the engine does not
-// repeat by itself.
-func once(err error) error {
-	p := problemOf(err)
-	if p == nil {
-		return err
-	}
-	told := *p
-	if told.advice == adviceNothing {
-		told.advice = "try again in a minute"
-	}
-	told.advice = strings.TrimSuffix(told.advice, "; "+triesAgain)
-	return &told
-}
-
-// problemOf returns the problem that err is, or nil.
-func problemOf(err error) *problem {
-	p, _ := errors.AsType[*problem](err)
-	return p
-}
-
-// Error says what happened, as WeChat saw it, and what to do about it.
-func (p *problem) Error() string { return p.message() + "; what to do: " + p.advice }
-
-// message says what happened, without the advice.
-func (p *problem) message() string {
-	var b strings.Builder
-	b.WriteString(p.meaning)
-	if p.detail != "" {
-		fmt.Fprintf(&b, ": %s", p.detail)
-	}
-	if p.errcode != 0 {
-		fmt.Fprintf(&b, " (errcode %d", p.errcode)
-		if p.ip != "" {
-			fmt.Fprintf(&b, ", caller's IP %s", p.ip)
-		}
-		if p.rid != "" {
-			fmt.Fprintf(&b, ", rid %s", p.rid)
-		}
-		b.WriteString(")")
-	}
-	return b.String()
+// cause is why there is no answer: a phrase for everybody, and what to do.
+type cause struct {
+	phrase string
+	rule   rule
 }

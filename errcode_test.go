@@ -22,7 +22,7 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 		admission   = want{"network admission", http.StatusBadRequest, person}
 		account     = want{"account", http.StatusBadRequest, person}
 		bug         = want{"bug", http.StatusBadGateway, person}
-		fixed       = func(d time.Duration) backoff { return backoff{d, d} }
+		quota       = backoff{time.Minute, 10 * time.Minute}
 	)
 	documented := map[int]want{
 		-1:    {"transient", http.StatusBadGateway, backoff{time.Second, time.Minute}},
@@ -38,12 +38,12 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 		41004: bug,
 		43002: bug,
 		47001: bug,
-		45009: {"quota", http.StatusTooManyRequests, fixed(time.Hour)},
-		45011: {"quota", http.StatusTooManyRequests, fixed(time.Minute)},
+		45009: {"quota", http.StatusTooManyRequests, quota},
+		45011: {"quota", http.StatusTooManyRequests, quota},
 		89501: {"human", http.StatusBadRequest, person},
 		89503: {"human", http.StatusBadRequest, person},
-		89507: {"human", http.StatusBadRequest, fixed(time.Hour)},
-		89506: {"human", http.StatusBadRequest, fixed(24 * time.Hour)},
+		89507: {"human", http.StatusBadRequest, quota},
+		89506: {"human", http.StatusBadRequest, quota},
 		48004: account,
 		50002: account,
 		50004: account,
@@ -53,27 +53,61 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 		got := errcodes[errcode]
 		require.Equal(t, w, want{got.class, got.status, got.backoff}, "errcode %d", errcode)
 	}
+
+	// In the other calls an errcode means the same, but for these.
+	var (
+		code   = want{"code", http.StatusBadRequest, backoff{}}
+		user   = want{"user", http.StatusBadRequest, backoff{}}
+		login  = want{"quota", http.StatusTooManyRequests, backoff{}}
+		tokens = want{"rejected token", http.StatusBadGateway, backoff{time.Second, time.Minute}}
+		spent  = want{"quota", http.StatusTooManyRequests, quota}
+	)
+	own := map[api]map[int]want{
+		apiCode2Session: {40029: code, 40163: code, 41008: code, 40226: user, 45011: login},
+		apiOAuth2:       {40029: code, 40163: code, 41008: code},
+		apiClearQuota:   {48006: spent},
+		apiTicket:       {40001: tokens, 40014: tokens, 42001: tokens, 45009: spent},
+	}
+	require.ElementsMatch(t, slices.Collect(maps.Keys(own)), slices.Collect(maps.Keys(ownErrcodes)))
+	for call, table := range own {
+		require.ElementsMatch(t, slices.Collect(maps.Keys(table)), slices.Collect(maps.Keys(ownErrcodes[call])), call)
+		for errcode, w := range table {
+			got, documented := ruleOf(call, errcode)
+			require.True(t, documented)
+			require.Equal(t, w, want{got.class, got.status, got.backoff}, "%s, errcode %d", call, errcode)
+		}
+		for errcode := range errcodes {
+			if _, another := table[errcode]; !another {
+				got, documented := ruleOf(call, errcode)
+				require.True(t, documented)
+				require.Equal(t, errcodes[errcode], got, "%s, errcode %d", call, errcode)
+			}
+		}
+		_, documented := ruleOf(call, 12345)
+		require.False(t, documented)
+	}
+	_, known := ruleOf(apiStableToken, 40163)
+	require.False(t, known, "what is of one call is not of all")
 }
 
-func TestWhetherAForcedCallDidNothingForCertain(t *testing.T) {
-	for errcode := range errcodes {
-		p := &problem{rule: errcodes[errcode], errcode: errcode}
-		require.Equal(t, errcode != -1, p.definite(), "errcode %d", errcode)
+func TestNoFailureWaitsLongerThanTenMinutes(t *testing.T) {
+	for _, r := range everyRule() {
+		for n := range 20 {
+			require.LessOrEqual(t, r.backoff.after(n+1), 10*time.Minute, r.meaning)
+		}
 	}
-	for name, c := range map[string]struct {
-		problem *problem
-		want    bool
-	}{
-		"none":                    {nil, false},
-		"an undocumented errcode": {&problem{rule: ruleAnswer, errcode: 99999}, false},
-		"unreachable":             {&problem{rule: ruleUnreachable}, false},
-		"server error":            {&problem{rule: ruleUnavailable}, false},
-		"undocumented answer":     {&problem{rule: ruleAnswer}, false},
-		"storage":                 {&problem{rule: ruleStorage}, false},
-		"the engine's own limit":  {(&history{}).limited(time.Second), true},
-	} {
-		require.Equal(t, c.want, c.problem.definite(), name)
+}
+
+// everyRule returns all rules that there are.
+func everyRule() []rule {
+	rules := append(slices.Collect(maps.Values(errcodes)), ruleUnreachable, ruleUnavailable, ruleAnswer, ruleStorage)
+	for _, table := range ownErrcodes {
+		rules = slices.AppendSeq(rules, maps.Values(table))
 	}
+	for _, c := range []cause{causeNoName, causeNoConnection, causeProxy, causeNoTLS, causeTLSSilent, causeNoAnswer, causeCut, causeNotHTTP} {
+		rules = append(rules, c.rule)
+	}
+	return rules
 }
 
 func TestFailuresWithoutADocumentedErrcode(t *testing.T) {
@@ -95,8 +129,7 @@ func TestFailuresWithoutADocumentedErrcode(t *testing.T) {
 }
 
 func TestEveryRuleSaysWhatItMeansAndWhatToDo(t *testing.T) {
-	rules := append(slices.Collect(maps.Values(errcodes)), ruleUnreachable, ruleUnavailable, ruleAnswer, ruleStorage)
-	for _, r := range rules {
+	for _, r := range everyRule() {
 		require.NotEmpty(t, r.meaning)
 		require.NotEmpty(t, r.advice, r.meaning)
 		require.NotEmpty(t, r.class, r.meaning)
@@ -105,7 +138,7 @@ func TestEveryRuleSaysWhatItMeansAndWhatToDo(t *testing.T) {
 		require.NotRegexp(t, `[.;:\s]$|^\s|\n`, r.advice)
 		// Vault's clients repeat a request that is answered 429 or 5xx: what a
 		// person must fix is neither.
-		person := slices.Contains([]class{classCredentials, classAdmission, classHuman, classAccount}, r.class)
+		person := slices.Contains([]class{classCredentials, classAdmission, classHuman, classAccount, classCode, classUser}, r.class)
 		require.Equal(t, person, r.status == http.StatusBadRequest, r.meaning)
 	}
 }
@@ -124,10 +157,9 @@ func TestBackoff(t *testing.T) {
 		"person": {backoffPerson, []time.Duration{
 			30 * time.Second, time.Minute, 2 * time.Minute, 4 * time.Minute, 5 * time.Minute,
 		}},
-		"45011": {errcodes[45011].backoff, []time.Duration{time.Minute}},
-		"45009": {errcodes[45009].backoff, []time.Duration{time.Hour}},
-		"89507": {errcodes[89507].backoff, []time.Duration{time.Hour}},
-		"89506": {errcodes[89506].backoff, []time.Duration{24 * time.Hour}},
+		"quota": {backoffQuota, []time.Duration{
+			time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 10 * time.Minute,
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var longest time.Duration // after the failure before
@@ -147,52 +179,11 @@ func TestBackoff(t *testing.T) {
 					require.Less(t, least, full*7/8, "n=%d", n)
 					require.Greater(t, most, full*7/8, "n=%d", n)
 				}
-				if n <= 4 && len(c.full) > 4 {
+				if n <= 4 {
 					require.Greater(t, least, longest, "n=%d", n)
 				}
 				longest = most
 			}
 		})
 	}
-}
-
-func TestAProblemTellsEverythingOnce(t *testing.T) {
-	for name, c := range map[string]struct {
-		problem problem
-		want    string
-	}{
-		"errcode, IP and request ID": {
-			problem{rule: errcodes[40164], errcode: 40164, rid: "1-2-3", ip: "1.2.3.4"},
-			"the caller's IP is not whitelisted (errcode 40164, caller's IP 1.2.3.4, rid 1-2-3)",
-		},
-		"errcode alone": {
-			problem{rule: errcodes[-1], errcode: -1},
-			"WeChat is busy (errcode -1)",
-		},
-		"undocumented errcode": {
-			problem{rule: ruleAnswer, errcode: 7, detail: "an errcode that is not documented: odd"},
-			"WeChat's answer is not the documented one: an errcode that is not documented: odd (errcode 7)",
-		},
-		"no errcode": {
-			problem{rule: ruleUnreachable, detail: "no answer within 5s"},
-			"WeChat cannot be reached: no answer within 5s",
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			require.Equal(t, c.want, c.problem.message())
-			require.Equal(t, c.want+"; what to do: "+c.problem.advice, c.problem.Error())
-		})
-	}
-}
-
-func TestAdviceToWhoeverIsNotServedLater(t *testing.T) {
-	for errcode, rule := range errcodes {
-		told := once(&problem{rule: rule, errcode: errcode})
-		require.NotContains(t, told.Error(), triesAgain)
-		require.NotEmpty(t, problemOf(told).advice)
-	}
-	for _, rule := range []rule{ruleUnreachable, ruleUnavailable, ruleAnswer, ruleStorage} {
-		require.NotContains(t, once(&problem{rule: rule}).Error(), triesAgain)
-	}
-	require.Equal(t, errStorage, once(errStorage))
 }

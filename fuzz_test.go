@@ -1,9 +1,12 @@
 package wechat
 
 import (
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"math/big"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -12,38 +15,119 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// FuzzParseAnswer holds the parser to the contract whatever comes: it accepts only
-// a token with a life, and what it shows of anything else is short, plain and
-// without secrets. Like those of all targets its corpus is in testdata/fuzz.
-func FuzzParseAnswer(f *testing.F) {
+// fuzzAnswers holds what reads one call's answers to the contract whatever comes:
+// it accepts only the documented form, and what it shows of anything else is short,
+// plain and without secrets. read returns the texts of an answer that was taken.
+// Like those of all targets the corpora are in testdata/fuzz.
+func fuzzAnswers(f *testing.F, call api, read func(t *testing.T, e envelope) ([]string, *problem)) {
+	f.Helper()
 	f.Fuzz(func(t *testing.T, status int, raw []byte) {
-		g, p := parseAnswer(status, raw)
-		require.NotEqual(t, g == nil, p == nil, "either a grant or a problem")
-		if g != nil {
+		fields, p := parseAnswer(call, status, raw, []string{testSecret})
+		require.NotEqual(t, fields == nil, p == nil, "either an answer or a problem")
+		if p == nil {
 			require.Equal(t, http.StatusOK, status)
 			require.LessOrEqual(t, len(raw), maxAnswer)
-			require.NotEmpty(t, g.token)
-			require.GreaterOrEqual(t, g.lifetime, time.Second)
-			require.LessOrEqual(t, g.lifetime, maxLifetime)
-			require.Zero(t, g.lifetime%time.Second)
-			return
+			var texts []string
+			if texts, p = read(t, fields); p == nil {
+				for _, text := range texts {
+					require.LessOrEqual(t, len(text), maxValue)
+					require.Equal(t, -1, strings.IndexFunc(text, func(r rune) bool {
+						return r <= ' ' || r > '~' || strings.ContainsRune("\"'`", r)
+					}), "%q", text)
+				}
+				return
+			}
+			require.False(t, p.noEffect(), "WeChat may have done it")
 		}
 		require.NotZero(t, p.status)
 		require.NotEmpty(t, p.advice)
-		e := testEndpoint()
-		shown := []string{scrub(p.detail, e), scrub(p.rid, e), p.ip}
-		for _, text := range shown {
+		require.True(t, !p.hadNoEffect || p.errcode != 0 && p.errcode != -1 || status >= 400 && status < 500)
+		for _, text := range []string{p.detail, p.rid, p.ip, p.errmsg} {
 			requireShowable(t, text)
-			require.NotContains(t, text, e.secret)
+			require.NotContains(t, text, testSecret)
 		}
-		// A token that is long enough not to turn up by chance.
-		var answer struct {
-			Token string `json:"access_token"`
+		// What is long enough not to turn up by chance.
+		var answer map[string]any
+		if json.Unmarshal(raw, &answer) != nil {
+			return
 		}
-		if json.Unmarshal(raw, &answer) == nil && len(answer.Token) >= 32 {
-			for _, text := range shown {
-				require.NotContains(t, text, answer.Token)
+		for _, field := range secretFields {
+			if value, _ := answer[field].(string); len(value) >= 32 {
+				require.NotContains(t, p.operatorError(), value)
 			}
+		}
+	})
+}
+
+func FuzzStableTokenAnswer(f *testing.F) {
+	fuzzAnswers(f, apiStableToken, func(t *testing.T, e envelope) ([]string, *problem) {
+		got, p := e.stableToken()
+		if p != nil {
+			return nil, p
+		}
+		require.NotEmpty(t, got.token)
+		require.GreaterOrEqual(t, got.lifetime, time.Second)
+		require.LessOrEqual(t, got.lifetime, maxLifetime)
+		require.Zero(t, got.lifetime%time.Second)
+		return []string{got.token}, nil
+	})
+}
+
+func FuzzCode2SessionAnswer(f *testing.F) {
+	fuzzAnswers(f, apiCode2Session, func(t *testing.T, e envelope) ([]string, *problem) {
+		got, p := e.session()
+		if p != nil {
+			return nil, p
+		}
+		require.NotEmpty(t, got.openID)
+		require.NotEmpty(t, got.sessionKey)
+		return []string{got.openID, got.unionID, got.sessionKey}, nil
+	})
+}
+
+func FuzzOAuth2Answer(f *testing.F) {
+	fuzzAnswers(f, apiOAuth2, func(t *testing.T, e envelope) ([]string, *problem) {
+		got, p := e.userToken()
+		if p != nil {
+			return nil, p
+		}
+		require.NotEmpty(t, got.openID)
+		require.NotEmpty(t, got.accessToken)
+		require.True(t, got.expiresIn == nil || *got.expiresIn > 0)
+		return []string{got.openID, got.unionID, got.scope, got.accessToken, got.refreshToken}, nil
+	})
+}
+
+func FuzzTicketAnswer(f *testing.F) {
+	fuzzAnswers(f, apiTicket, func(t *testing.T, e envelope) ([]string, *problem) {
+		got, p := e.ticket()
+		if p != nil {
+			return nil, p
+		}
+		require.NotEmpty(t, got)
+		return []string{got}, nil
+	})
+}
+
+func FuzzClearQuotaAnswer(f *testing.F) {
+	fuzzAnswers(f, apiClearQuota, func(_ *testing.T, e envelope) ([]string, *problem) {
+		_, p := e.cleared()
+		return nil, p
+	})
+}
+
+// FuzzScrubber holds a scrubber to what it is for: wherever in a text a secret
+// is, it is not there afterwards, and the text can be shown.
+func FuzzScrubber(f *testing.F) {
+	f.Fuzz(func(t *testing.T, secret, before, after string) {
+		if len(secret) < pieceLength || !isPlain(secret) || strings.Contains(redacted, secret) {
+			return
+		}
+		s := newScrubber(secret)
+		for _, text := range []string{secret, url.QueryEscape(secret), hex.EncodeToString([]byte(secret)), base64.RawURLEncoding.EncodeToString([]byte(secret))} {
+			shown := s.scrub(before + text + after)
+			requireShowable(t, shown)
+			require.NotContains(t, shown, text)
 		}
 	})
 }

@@ -52,11 +52,11 @@ func TestATokenIsNeitherLeasedNorWarnedOf(t *testing.T) {
 }
 
 func TestALongTokenIsPassedOnWhole(t *testing.T) {
-	inBubble(t, wechatsim.Account{TokenLength: 4096}, func(t *testing.T, m *mount) {
+	inBubble(t, wechatsim.Account{TokenLength: 2048}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
-		require.Len(t, m.served("demo")["access_token"], 4096)
+		require.Len(t, m.served("demo")["access_token"], 2048)
 		m.reopen()
-		require.Len(t, m.served("demo")["access_token"], 4096)
+		require.Len(t, m.served("demo")["access_token"], 2048)
 	})
 }
 

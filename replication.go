@@ -12,11 +12,11 @@ import (
 // mount up anew when its node changes roles, so it is never wrong for longer.
 const replicationMemory = time.Second
 
-// steadySystem is Vault's view of the system with a memory for the replication
+// cachedSystemView is Vault's view of the system with a memory for the replication
 // state: the framework asks for it at every request, and each time is a call
 // from the plugin's process to Vault's that costs as much as the rest of a
 // cached read.
-type steadySystem struct {
+type cachedSystemView struct {
 	logical.SystemView
 	last atomic.Pointer[replicationState]
 }
@@ -27,7 +27,7 @@ type replicationState struct {
 }
 
 // ReplicationState returns Vault's answer of the last replicationMemory.
-func (s *steadySystem) ReplicationState() consts.ReplicationState {
+func (s *cachedSystemView) ReplicationState() consts.ReplicationState {
 	last := s.last.Load()
 	if now := time.Now(); last == nil || now.Sub(last.asked) >= replicationMemory {
 		last = &replicationState{s.SystemView.ReplicationState(), now}

@@ -22,9 +22,13 @@ const secretVariable = "WECHATSIM_SECRET"
 
 const usage = `Usage: WECHATSIM_SECRET=... wechatsim -appid APPID [flags]
 
-Simulates WeChat's stable_token on a loopback address until interrupted. When it
-is ready it prints its base URL on a line of its own. The account's AppSecret is
-read from the environment.
+Simulates WeChat's calls that take an AppSecret, and some that take the token, on
+a loopback address until interrupted. When it is ready it prints its base URL on a
+line of its own. The account's AppSecret is read from the environment.
+
+A code for the login of a user, as wx.login gives one to a mini program:
+
+  curl -X POST BASE_URL/_sim/accounts/APPID/codes
 
 Flags:
 `
@@ -54,6 +58,8 @@ func run(ctx context.Context, args []string, secret string, stdout, stderr io.Wr
 	appid := flags.String("appid", "", "AppID of the account")
 	lifetime := flags.Duration("lifetime", 0, "life of a new token (default 2h)")
 	overlap := flags.Duration("overlap", 0, "last part of a token's life, in which a call issues the next one (default 5m)")
+	bound := flags.Bool("bound", false, "the account is bound to an open-platform account: a login tells the unionid")
+	latency := flags.Duration("latency", 0, "how long each answer is held back")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -71,7 +77,8 @@ func run(ctx context.Context, args []string, secret string, stdout, stderr io.Wr
 		return err
 	}
 	sim := wechatsim.New()
-	sim.SetAccount(*appid, wechatsim.Account{Secret: secret, Lifetime: *lifetime, Overlap: *overlap})
+	sim.SetAccount(*appid, wechatsim.Account{Secret: secret, Lifetime: *lifetime, Overlap: *overlap, Bound: *bound})
+	sim.SetLatency(*latency)
 	stop := sim.Serve(l)
 	defer stop()
 	if _, err := fmt.Fprintf(stdout, "http://%s\n", l.Addr()); err != nil {

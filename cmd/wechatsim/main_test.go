@@ -3,44 +3,101 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 const secret = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 
 func TestServesUntilInterrupted(t *testing.T) {
-	ctx, interrupt := context.WithCancel(t.Context())
+	baseURL, interrupt := start(t, "-lifetime", "90s", "-overlap", "1s")
+	answer := ask(t, "POST", baseURL+"/cgi-bin/stable_token",
+		`{"grant_type":"client_credential","appid":"wxdemo","secret":"`+secret+`"}`)
+	if !strings.HasSuffix(answer, `,"expires_in":90}`) {
+		t.Errorf("got %d bytes; want a token for 90 s", len(answer))
+	}
+	interrupt()
+}
+
+func TestLogsAUserIn(t *testing.T) {
+	for _, bound := range []bool{false, true} {
+		baseURL, interrupt := start(t, "-bound="+strconv.FormatBool(bound))
+		var minted, session struct{ Code, OpenID, UnionID string }
+		decode(t, ask(t, "POST", baseURL+"/_sim/accounts/wxdemo/codes", ""), &minted)
+		decode(t, ask(t, "GET", baseURL+"/sns/jscode2session?grant_type=authorization_code&appid=wxdemo&secret="+secret+"&js_code="+minted.Code, ""), &session)
+		if session.OpenID != minted.OpenID || session.OpenID == "" || (session.UnionID != "") != bound {
+			t.Errorf("bound %t: got %+v of %+v", bound, session, minted)
+		}
+		interrupt()
+	}
+}
+
+func TestHoldsAnswersBack(t *testing.T) {
+	baseURL, interrupt := start(t, "-latency", "50ms")
+	begin := time.Now()
+	ask(t, "GET", baseURL+"/cgi-bin/getcallbackip", "")
+	if took := time.Since(begin); took < 50*time.Millisecond {
+		t.Errorf("took %s", took)
+	}
+	interrupt()
+}
+
+// start runs the command until interrupt, which checks its end.
+func start(t *testing.T, args ...string) (baseURL string, interrupt func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
 	stdout, output := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		ended <- run(ctx, []string{"-appid", "wxdemo", "-lifetime", "90s", "-overlap", "1s"}, secret, output, io.Discard)
+		ended <- run(ctx, append([]string{"-appid", "wxdemo"}, args...), secret, output, io.Discard)
 		_ = output.Close()
 	}()
 	lines := bufio.NewScanner(stdout)
 	if !lines.Scan() {
 		t.Fatal("it printed nothing: ", <-ended)
 	}
-	call := `{"grant_type":"client_credential","appid":"wxdemo","secret":"` + secret + `"}`
-	resp, err := http.Post(lines.Text()+"/cgi-bin/stable_token", "application/json", strings.NewReader(call))
+	return lines.Text(), func() {
+		t.Helper()
+		cancel()
+		if lines.Scan() {
+			t.Error("it printed more than its URL")
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// ask returns the body of an answer, which has to be HTTP 200.
+func ask(t *testing.T, method, url, body string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil || !strings.HasSuffix(string(answer), `,"expires_in":90}`) {
-		t.Errorf("got %d bytes, %v; want a token for 90 s", len(answer), err)
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("HTTP %d, %v", resp.StatusCode, err)
 	}
-	interrupt()
-	if lines.Scan() {
-		t.Error("it printed more than its URL")
-	}
-	if err := <-ended; err != nil {
-		t.Error(err)
+	return string(raw)
+}
+
+func decode(t *testing.T, raw string, v any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(raw), v); err != nil {
+		t.Fatalf("%s: %v", raw, err)
 	}
 }
 
@@ -71,7 +128,7 @@ func TestHelp(t *testing.T) {
 	if !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("got %v", err)
 	}
-	for _, want := range []string{"WECHATSIM_SECRET", "-lifetime", "/_sim/faults"} {
+	for _, want := range []string{"WECHATSIM_SECRET", "-lifetime", "/_sim/faults", "/_sim/accounts/APPID/codes", "jscode2session"} {
 		if !strings.Contains(stderr.String(), want) {
 			t.Errorf("the help lacks %s", want)
 		}

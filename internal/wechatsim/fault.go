@@ -1,46 +1,61 @@
 package wechatsim
 
 import (
-	"bytes"
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"slices"
-	"strconv"
 	"time"
 )
 
-// Fault is what the platform does to a stable_token call instead of answering it
-// properly. Its kinds:
+// Fault is what the platform does to a call instead of answering it properly. Its
+// kinds:
 //
 //	errcode     answers Errcode and Errmsg, and does nothing
 //	status      answers the HTTP status Status and a page of HTML, and does nothing
 //	redirect    redirects to the same address with the HTTP status Status, and does nothing
 //	notjson     answers HTTP 200 and a page of HTML, and does nothing
+//	raw         answers Status, Header and Body as they are, and does nothing
+//	echo        answers Status and whatever it was sent, in several encodings, and does nothing
 //	reset       resets the connection, and does nothing
 //	hang        does nothing for Hang, or until the client gives up, then cuts the connection
 //	lost        does its work, then cuts the connection without an answer
 //	truncate    does its work, then cuts the connection in the middle of the answer
 //	oversize    does its work, and appends a mebibyte of spaces to the answer
-//	notoken     does its work, and leaves the token out of the answer
+//	notoken     does its work, and leaves the token (ticket, openid, phone number) out of the answer
 //	expires_in  does its work, and puts ExpiresIn into the answer
+//	field       does its work, and puts Value into the answer's field Field
+//	quoted      does its work, and puts the answer's numbers into quotes
+//	bom         does its work, and puts a byte order mark before the answer
+//	plain       does its work, and labels the answer text/plain
+//	drip        does its work, and sends the answer byte by byte, Hang apart
+//	headers     does its work, and sends headers without end
+//	interim     does its work, and sends responses 103 without end
+//	gzip        does its work, and sends the answer in gzip with a gibibyte of spaces after it
 //	sametoken   does its work, but a forced call refreshes nothing
 type Fault struct {
+	// API is the one whose calls it strikes, by its name; "" is stable_token, and
+	// [AllAPIs] every API.
+	API   string `json:"api"`
 	AppID string `json:"appid"` // of the calls that it strikes; "" is every one
-	Mode  string `json:"mode"`  // "normal" or "forced"; "" is both
+	Mode  string `json:"mode"`  // "normal" or "forced"; "" is both. Only stable_token has forced calls.
 	Kind  string `json:"kind"`
 
-	Errcode int    `json:"errcode"` // for errcode; not 0
-	Errmsg  string `json:"errmsg"`  // for errcode; "" is a text as WeChat writes them, with a rid
+	// Errcode is that of kind errcode, which needs one. With one of the kinds that
+	// do their work it is answered in place of the work.
+	Errcode int    `json:"errcode"`
+	Errmsg  string `json:"errmsg"` // for Errcode; "" is a text as WeChat writes them
+	Trace   string `json:"trace"`  // what such a text ends with: "" a rid, or hint, req_id or none
 
-	Status    int           `json:"status"`     // for status, by default 500, and redirect, by default 307
-	ExpiresIn string        `json:"expires_in"` // for expires_in: raw JSON; "" leaves the field out
-	Hang      time.Duration `json:"hang"`       // for hang; 0 is until the client gives up
+	Status    int               `json:"status"`     // by default 500 for status, 307 for redirect, 200 for raw and echo
+	Header    map[string]string `json:"header"`     // for raw
+	Body      string            `json:"body"`       // for raw
+	ExpiresIn string            `json:"expires_in"` // for expires_in: raw JSON; "" leaves the field out
+	Field     string            `json:"field"`      // for field: its name
+	Value     string            `json:"value"`      // for field: raw JSON; "" leaves the field out
+	Hang      time.Duration     `json:"hang"`       // for hang, where 0 is until the client gives up; for drip, by default 1s
 
 	Times int `json:"times"` // how many calls it strikes; 0 is all until ClearFaults
 }
@@ -56,6 +71,8 @@ var kinds = map[string]struct {
 	"status":     {false, deliverStatus},
 	"redirect":   {false, deliverRedirect},
 	"notjson":    {false, deliverPage},
+	"raw":        {false, deliverRaw},
+	"echo":       {false, deliverEcho},
 	"reset":      {false, deliverReset},
 	"hang":       {false, deliverNothing},
 	"lost":       {true, deliverNothing},
@@ -63,13 +80,16 @@ var kinds = map[string]struct {
 	"oversize":   {true, deliverOversize},
 	"notoken":    {true, deliverWithoutToken},
 	"expires_in": {true, deliverExpiresIn},
+	"field":      {true, deliverField},
+	"quoted":     {true, deliverQuoted},
+	"bom":        {true, deliverBOM},
+	"plain":      {true, deliverPlain},
+	"drip":       {true, deliverDrip},
+	"headers":    {true, deliverHeaders},
+	"interim":    {true, deliverInterim},
+	"gzip":       {true, deliverGzipBomb},
 	"sametoken":  {true, deliverAnswer},
 }
-
-const (
-	oversize = 1 << 20
-	page     = "<html><body>the service is being maintained</body></html>\n"
-)
 
 // Inject adds a fault. Of several that match a call, the one injected first
 // strikes. Inject panics if the fault makes no sense, so that a misspelt fault
@@ -95,6 +115,8 @@ func (f Fault) validate() error {
 	switch {
 	case f.Kind == "" || !known:
 		return fmt.Errorf("unknown kind of fault %q", f.Kind)
+	case !f.knowsAPI():
+		return fmt.Errorf("unknown API %q", f.API)
 	case f.Mode != "" && f.Mode != "normal" && f.Mode != "forced":
 		return fmt.Errorf("unknown mode %q: want normal, forced or none", f.Mode)
 	case f.Kind == "errcode" && f.Errcode == 0:
@@ -103,22 +125,34 @@ func (f Fault) validate() error {
 		return fmt.Errorf("status %d is not between 200 and 599", f.Status)
 	case f.ExpiresIn != "" && !json.Valid([]byte(f.ExpiresIn)):
 		return fmt.Errorf("expires_in %q is not JSON", f.ExpiresIn)
+	case f.Kind == "field" && f.Field == "":
+		return errors.New("a fault of kind field needs a field")
+	case f.Value != "" && !json.Valid([]byte(f.Value)):
+		return fmt.Errorf("value %q is not JSON", f.Value)
+	case f.Trace != "" && !f.knowsTrace():
+		return fmt.Errorf("unknown trace %q: want hint, req_id, none or nothing for a rid", f.Trace)
 	case f.Times < 0 || f.Hang < 0:
 		return errors.New("times and hang must not be negative")
 	}
 	return nil
 }
 
+func (f Fault) knowsAPI() bool {
+	_, known := apis[f.API]
+	return known || f.API == "" || f.API == AllAPIs
+}
+
+func (f Fault) knowsTrace() bool {
+	_, known := traces[f.Trace]
+	return known
+}
+
 // nextFault returns the fault that strikes a call, or the zero Fault, and uses
 // up one of its times; s.mu is held.
-func (s *Sim) nextFault(req request) Fault {
-	mode := "normal"
-	if req.ForceRefresh {
-		mode = "forced"
-	}
+func (s *Sim) nextFault(req *request) Fault {
 	for i := range s.faults {
 		f := &s.faults[i]
-		if f.AppID != "" && f.AppID != req.AppID || f.Mode != "" && f.Mode != mode {
+		if !f.strikes(req) {
 			continue
 		}
 		struck := *f
@@ -133,74 +167,12 @@ func (s *Sim) nextFault(req request) Fault {
 	return Fault{}
 }
 
-// hang returns after d, or when the client has given up; 0 waits for the latter.
-func hang(ctx context.Context, d time.Duration) {
-	if d == 0 {
-		<-ctx.Done()
+func (f *Fault) strikes(req *request) bool {
+	mode := "normal"
+	if req.ForceRefresh {
+		mode = "forced"
 	}
-	wait(ctx, d)
-}
-
-func deliverAnswer(w http.ResponseWriter, _ *http.Request, _ Fault, ans answer) {
-	writeJSON(w, http.StatusOK, ans)
-}
-
-func deliverStatus(w http.ResponseWriter, _ *http.Request, f Fault, _ answer) {
-	writePage(w, cmp.Or(f.Status, http.StatusInternalServerError))
-}
-
-func deliverRedirect(w http.ResponseWriter, r *http.Request, f Fault, _ answer) {
-	http.Redirect(w, r, r.URL.Path, cmp.Or(f.Status, http.StatusTemporaryRedirect))
-}
-
-func deliverPage(w http.ResponseWriter, _ *http.Request, _ Fault, _ answer) {
-	writePage(w, http.StatusOK)
-}
-
-// deliverReset closes the connection so that TCP, where there is one, says so
-// with an RST.
-func deliverReset(w http.ResponseWriter, _ *http.Request, _ Fault, _ answer) {
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // without it the client still sees the connection end
-	}
-	_ = conn.Close() // nobody is left to tell
-}
-
-func deliverNothing(http.ResponseWriter, *http.Request, Fault, answer) {
-	panic(http.ErrAbortHandler)
-}
-
-func deliverHalf(w http.ResponseWriter, _ *http.Request, _ Fault, ans answer) {
-	body := encode(ans)
-	w.Header().Set("Content-Type", contentType)
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	_, _ = w.Write(body[:len(body)/2])        // the client may be gone
-	_ = http.NewResponseController(w).Flush() // as above
-	panic(http.ErrAbortHandler)
-}
-
-func deliverOversize(w http.ResponseWriter, _ *http.Request, _ Fault, ans answer) {
-	writeBody(w, http.StatusOK, append(encode(ans), bytes.Repeat([]byte(" "), oversize)...))
-}
-
-func deliverWithoutToken(w http.ResponseWriter, _ *http.Request, _ Fault, ans answer) {
-	ans.Token = ""
-	writeJSON(w, http.StatusOK, ans)
-}
-
-func deliverExpiresIn(w http.ResponseWriter, _ *http.Request, f Fault, ans answer) {
-	if ans.Errcode == 0 {
-		ans.ExpiresIn = json.RawMessage(f.ExpiresIn)
-	}
-	writeJSON(w, http.StatusOK, ans)
-}
-
-func writePage(w http.ResponseWriter, status int) {
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.WriteHeader(status)
-	_, _ = io.WriteString(w, page) // the client may be gone
+	return (f.API == AllAPIs || cmp.Or(f.API, APIToken) == req.api) &&
+		(f.AppID == "" || f.AppID == req.AppID) &&
+		(f.Mode == "" || f.Mode == mode)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,6 +17,7 @@ import (
 // answered is what a client sees of a call, decoded as far as it goes.
 type answered struct {
 	status int
+	header http.Header
 	body   string
 	fields map[string]json.RawMessage // nil if the body is not JSON
 	err    error
@@ -26,11 +28,27 @@ func (p *platform) force() answered {
 	p.t.Helper()
 	p.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	var got answered
+	p.client.Transport = keepHeader{p.client.Transport, &got.header}
+	defer func() { p.client.Transport = p.client.Transport.(keepHeader).RoundTripper }()
 	got.status, got.body, got.err = p.exchange(p.t.Context(), "POST", "/cgi-bin/stable_token", callBody(true))
 	if json.Unmarshal([]byte(got.body), &got.fields) != nil {
 		got.fields = nil
 	}
 	return got
+}
+
+// keepHeader keeps the header of the last answer.
+type keepHeader struct {
+	http.RoundTripper
+	header *http.Header
+}
+
+func (k keepHeader) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := k.RoundTripper.RoundTrip(r)
+	if err == nil {
+		*k.header = resp.Header
+	}
+	return resp, err
 }
 
 func TestFaults(t *testing.T) {
@@ -46,6 +64,9 @@ func TestFaults(t *testing.T) {
 		return func(got answered) bool {
 			return got.err == nil && text(got, "access_token") != "" && string(got.fields["expires_in"]) == raw
 		}
+	}
+	errmsgIs := func(pattern string) func(answered) bool {
+		return func(got answered) bool { return regexp.MustCompile(pattern).MatchString(text(got, "errmsg")) }
 	}
 	faults := []struct {
 		name   string
@@ -79,6 +100,33 @@ func TestFaults(t *testing.T) {
 		{"notoken", wechatsim.Fault{Kind: "notoken"}, func(got answered) bool { return got.body == `{"expires_in":7200}` }, true},
 		{"expires_in of nothing", wechatsim.Fault{Kind: "expires_in", ExpiresIn: `0`}, expiresIn(`0`), true},
 		{"expires_in of text", wechatsim.Fault{Kind: "expires_in", ExpiresIn: `"7200"`}, expiresIn(`"7200"`), true},
+		{"field of its own", wechatsim.Fault{Kind: "field", Field: "scope", Value: `[1]`}, func(got answered) bool {
+			return strings.HasSuffix(got.body, `,"expires_in":7200,"scope":[1]}`)
+		}, true},
+		{"field left out", wechatsim.Fault{Kind: "field", Field: "expires_in"}, expiresIn(``), true},
+		{"quoted", wechatsim.Fault{Kind: "quoted"}, expiresIn(`"7200"`), true},
+		{"quoted errcode", wechatsim.Fault{Kind: "quoted", Errcode: -1, Errmsg: "odd"}, func(got answered) bool {
+			return got.body == `{"errcode":"-1","errmsg":"odd"}`
+		}, false},
+		{"bom", wechatsim.Fault{Kind: "bom"}, func(got answered) bool {
+			return strings.HasPrefix(got.body, "\xef\xbb\xbf{\"access_token\":\"")
+		}, true},
+		{"plain", wechatsim.Fault{Kind: "plain"}, func(got answered) bool {
+			return got.header.Get("Content-Type") == "text/plain" && text(got, "access_token") != ""
+		}, true},
+		{"raw", wechatsim.Fault{Kind: "raw", Status: 201, Header: map[string]string{"X-Odd": "yes"}, Body: "{"}, func(got answered) bool {
+			return got.status == 201 && got.body == "{" && got.header.Get("X-Odd") == "yes" && got.header.Get("Content-Type") == ""
+		}, false},
+		{"raw by default", wechatsim.Fault{Kind: "raw"}, func(got answered) bool { return got.status == 200 && got.body == "" }, false},
+		{"echo", wechatsim.Fault{Kind: "echo"}, func(got answered) bool {
+			return string(got.fields["errcode"]) == "50000" && strings.Contains(text(got, "errmsg"), "\n"+secret+"\n")
+		}, false},
+		{"echo with a status", wechatsim.Fault{Kind: "echo", Status: 502}, func(got answered) bool {
+			return got.status == 502 && got.fields == nil && strings.Contains(got.body, "\n"+secret+"\n")
+		}, false},
+		{"hint for a rid", wechatsim.Fault{Kind: "errcode", Errcode: 40001, Trace: "hint"}, errmsgIs(`^invalid credential, .* hint: \[[0-9A-V]{13}\]$`), false},
+		{"req_id for a rid", wechatsim.Fault{Kind: "errcode", Errcode: 40001, Trace: "req_id"}, errmsgIs(`^invalid credential, .*, hints: \[ req_id: [0-9A-V]{13} \]$`), false},
+		{"none for a rid", wechatsim.Fault{Kind: "errcode", Errcode: 40002, Trace: "none"}, errmsgIs(`^invalid grant_type$`), false},
 		{"expires_in left out", wechatsim.Fault{Kind: "expires_in"}, expiresIn(``), true},
 	}
 	for _, f := range faults {
@@ -119,6 +167,14 @@ func TestFaults(t *testing.T) {
 			p.wantToken(p.forced(), token, 7200)
 			p.ClearFaults()
 			p.wantNew(p.forced(), 7200, token) // the other one did not count
+		})
+	})
+	t.Run("notoken leaves out what a login is for", func(t *testing.T) {
+		inBubble(t, wechatsim.Account{}, func(p *platform) {
+			p.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "notoken"})
+			if got := p.login(p.Mint(appid, wechatsim.Code{}).Code); got.text("session_key") == "" || len(got) != 1 {
+				p.t.Errorf("got %v", got)
+			}
 		})
 	})
 	t.Run("hang without a duration ends when the client gives up", func(t *testing.T) {
@@ -190,16 +246,54 @@ func TestFaultsStrike(t *testing.T) {
 	}
 }
 
+func TestFaultsStrikeByAPI(t *testing.T) {
+	rules := []struct {
+		name, api    string
+		token, login int // the errcodes of a call of each
+	}{
+		{"stable_token unless they name another", "", 50002, 0},
+		{"the one that they name", wechatsim.APICode2Session, 0, 50002},
+		{"every one if they say so", wechatsim.AllAPIs, 50002, 50002},
+		{"no other", wechatsim.APITicket, 0, 0},
+	}
+	for _, r := range rules {
+		t.Run(r.name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(p *platform) {
+				p.Inject(wechatsim.Fault{API: r.api, AppID: appid, Kind: "errcode", Errcode: 50002})
+				if got := p.normal().Errcode; got != r.token {
+					p.t.Errorf("stable_token: errcode %d; want %d", got, r.token)
+				}
+				p.wantAnswer(p.login(p.Mint(appid, wechatsim.Code{}).Code), r.login)
+			})
+		})
+	}
+	t.Run("calls with a token by the token's account", func(t *testing.T) {
+		inBubble(t, wechatsim.Account{}, func(p *platform) {
+			p.SetAccount("wxother", wechatsim.Account{Secret: secret})
+			p.Inject(wechatsim.Fault{API: wechatsim.APITicket, AppID: "wxother", Kind: "errcode", Errcode: 48001})
+			p.wantTicket(p.ticket(p.ForceOutside(appid), "jsapi"))
+			p.wantAnswer(p.ticket(p.ForceOutside("wxother"), "jsapi"), 48001)
+			if calls := p.CallsOf(wechatsim.APITicket, "wxother"); len(calls) != 1 || calls[0].Errcode != 48001 {
+				p.t.Errorf("recorded %+v", calls)
+			}
+		})
+	})
+}
+
 func TestFaultsThatMakeNoSense(t *testing.T) {
 	for name, fault := range map[string]wechatsim.Fault{
-		"no kind":         {},
-		"an unknown kind": {Kind: "hangs"},
-		"an unknown mode": {Kind: "hang", Mode: "force"},
-		"no errcode":      {Kind: "errcode"},
-		"no HTTP status":  {Kind: "status", Status: 42},
-		"no JSON":         {Kind: "expires_in", ExpiresIn: "soon"},
-		"negative times":  {Kind: "hang", Times: -1},
-		"a negative hang": {Kind: "hang", Hang: -1},
+		"no kind":          {},
+		"an unknown kind":  {Kind: "hangs"},
+		"an unknown mode":  {Kind: "hang", Mode: "force"},
+		"no errcode":       {Kind: "errcode"},
+		"no HTTP status":   {Kind: "status", Status: 42},
+		"no JSON":          {Kind: "expires_in", ExpiresIn: "soon"},
+		"negative times":   {Kind: "hang", Times: -1},
+		"an unknown API":   {Kind: "hang", API: "token"},
+		"an unknown trace": {Kind: "errcode", Errcode: 1, Trace: "id"},
+		"no field":         {Kind: "field"},
+		"no JSON value":    {Kind: "field", Field: "scope", Value: "x"},
+		"a negative hang":  {Kind: "hang", Hang: -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			defer func() {

@@ -131,10 +131,11 @@ func TestControl(t *testing.T) {
 			p.wantNew(p.get("POST", "/cgi-bin/stable_token", call), 7200)
 		}},
 		{"changes the settings named and no others", func(p *platform) {
-			control(p, "PATCH", "accounts/"+appid, `{"lifetime":"90s","overlap":"1s","forced_spacing":"2s","token_length":20}`, 204)
+			control(p, "PATCH", "accounts/"+appid, `{"lifetime":"90s","overlap":"1s","forced_spacing":"2s","ticket_lifetime":"3s","token_length":20}`, 204)
 			control(p, "PATCH", "accounts/"+appid, `{"allowed_ips":["127.0.0.1"]}`, 204)
 			p.Update(appid, func(a *wechatsim.Account) {
 				if a.Secret != secret || a.Lifetime != 90*second || a.Overlap != second || a.ForcedSpacing != 2*second ||
+					a.TicketLifetime != 3*second ||
 					a.TokenLength != 20 || len(a.AllowedIPs) != 1 {
 					p.t.Error("the settings are others")
 				}
@@ -160,6 +161,10 @@ func TestControl(t *testing.T) {
 			if got["access_token"] != token || got["max_in_flight"] != 1.0 {
 				p.t.Error("it shows another token or count")
 			}
+			if got := control(p, "GET", "accounts/"+appid+"?api=getticket", "", 200); got["max_in_flight"] != 0.0 {
+				p.t.Errorf("got %v", got["max_in_flight"])
+			}
+			control(p, "GET", "accounts/"+appid+"?api=token", "", 400)
 		}},
 		{"refreshes by force from outside", func(p *platform) {
 			old := p.wantNew(p.normal(), 7200)
@@ -182,7 +187,7 @@ func TestControl(t *testing.T) {
 		{"lists the calls", func(p *platform) {
 			p.forced()
 			_, raw, err := p.exchange(p.t.Context(), "GET", "/_sim/calls?appid="+appid, "")
-			want := `[{"time":"2000-01-01T00:00:00Z","appid":"` + appid + `","forced":true,"errcode":0,"fault":"","issued":true}]`
+			want := `[{"time":"2000-01-01T00:00:00Z","api":"stable_token","appid":"` + appid + `","forced":true,"errcode":0,"fault":"","issued":true}]`
 			if err != nil || raw != want {
 				p.t.Errorf("got %s, %v; want %s", raw, err, want)
 			}
@@ -198,6 +203,85 @@ func TestControl(t *testing.T) {
 				p.t.Errorf("a replaced token: %v", got)
 			}
 			control(p, "POST", "check", "token", 400)
+		}},
+		{"lists the calls of another API, and of all", func(p *platform) {
+			p.normal()
+			p.login("unknown")
+			for query, want := range map[string]int{"": 1, "?api=stable_token": 1, "?api=jscode2session&appid=" + appid: 1, "?api=*": 2, "?api=getticket": 0} {
+				_, raw, err := p.exchange(p.t.Context(), "GET", "/_sim/calls"+query, "")
+				if got := strings.Count(raw, `"time"`); err != nil || got != want {
+					p.t.Errorf("%s: got %s, %v; want %d calls", query, raw, err, want)
+				}
+			}
+			control(p, "GET", "calls?api=token", "", 400)
+		}},
+		{"mints a code for whom one likes, and for anybody", func(p *platform) {
+			control(p, "PATCH", "accounts/"+appid, `{"bound":true}`, 204)
+			got := control(p, "POST", "accounts/"+appid+"/codes", `{"openid":"oUser","unionid":"uUser"}`, 200)
+			session := p.login(fields(got).text("code"))
+			if session.text("openid") != "oUser" || session.text("unionid") != "uUser" {
+				p.t.Errorf("got %v, then %v", got, session)
+			}
+			got = control(p, "POST", "accounts/"+appid+"/codes", "", 200)
+			if session := p.login(fields(got).text("code")); session["openid"] != got["openid"] || session["unionid"] != got["unionid"] {
+				p.t.Errorf("got %v, then %v", got, session)
+			}
+			got = control(p, "POST", "accounts/"+appid+"/codes", `{"api":"oauth2","scope":"snsapi_userinfo","snapshot":true}`, 200)
+			if user := p.oauth2(fields(got).text("code")); user.text("scope") != "snsapi_userinfo" || user.number("is_snapshotuser") != 1 {
+				p.t.Errorf("got %v, then %v", got, user)
+			}
+			control(p, "POST", "accounts/wxnone/codes", "", 404)
+			for _, wrong := range []string{`{"user":"x"}`, `{"api":"getticket"}`, `{"openid":5}`, "{"} {
+				control(p, "POST", "accounts/"+appid+"/codes", wrong, 400)
+			}
+		}},
+		{"shows, replaces and checks tickets", func(p *platform) {
+			old := p.wantTicket(p.ticket(p.normal().Token, "jsapi"))
+			got := fields(control(p, "POST", "accounts/"+appid+"/ticket", "", 200)).text("ticket")
+			card := fields(control(p, "POST", "accounts/"+appid+"/ticket", `{"type":"wx_card"}`, 200)).text("ticket")
+			shown, _ := control(p, "GET", "accounts/"+appid, "", 200)["tickets"].(map[string]any)
+			if got == "" || got == old || shown["jsapi"] != got || shown["wx_card"] != card {
+				p.t.Errorf("answered %s and %s, shows %v", got, card, shown)
+			}
+			check := control(p, "POST", "check", body(map[string]string{"ticket": card}), 200)
+			if check["appid"] != appid || check["type"] != "wx_card" || check["accepted"] != true {
+				p.t.Errorf("got %v", check)
+			}
+			if check := control(p, "POST", "check", `{"ticket":"never-issued"}`, 200); check["accepted"] != false {
+				p.t.Errorf("got %v", check)
+			}
+			control(p, "POST", "accounts/"+appid+"/ticket", `{"type":"other"}`, 400)
+			control(p, "POST", "accounts/wxnone/ticket", "", 404)
+		}},
+		{"checks a signature", func(p *platform) {
+			sig := wechatsim.Signature{AppID: appid, Timestamp: 1, NonceStr: "n", URL: "https://example.com/"}
+			sig.Signature = wechatsim.Sign(p.ReplaceTicket(appid, "jsapi"), sig)
+			if got := control(p, "POST", "check-signature", body(sig), 200); got["accepted"] != true {
+				p.t.Errorf("got %v", got)
+			}
+			sig.NonceStr = "m"
+			if got := control(p, "POST", "check-signature", body(sig), 200); got["accepted"] != false {
+				p.t.Errorf("got %v", got)
+			}
+			control(p, "POST", "check-signature", `{"nonceStr":5}`, 400)
+		}},
+		{"sets the latency of one API", func(p *platform) {
+			control(p, "PUT", "latency", `{"api":"jscode2session","latency":"20ms"}`, 204)
+			start := time.Now()
+			p.normal()
+			p.login("unknown")
+			if took := time.Since(start); took != 20*ms {
+				p.t.Errorf("took %s", took)
+			}
+			control(p, "PUT", "latency", `{"api":"token","latency":"20ms"}`, 400)
+		}},
+		{"adds faults of one API", func(p *platform) {
+			control(p, "POST", "faults", `{"api":"jscode2session","kind":"raw","status":200,"header":{"X-Odd":"yes"},"body":"{\"errcode\":\"40029\"}"}`, 204)
+			p.wantNew(p.normal(), 7200)
+			if got := p.login("unknown"); got["errcode"] != "40029" {
+				p.t.Errorf("got %v", got)
+			}
+			control(p, "POST", "faults", `{"api":"token","kind":"lost"}`, 400)
 		}},
 		{"sets the latency", func(p *platform) {
 			control(p, "PUT", "latency", `{"latency":"250ms"}`, 204)

@@ -16,9 +16,12 @@ func TestTheLimitOfADay(t *testing.T) {
 		sim.account("wx").day = slices.Repeat(window{time.Now()}, 499_999)
 		want := func(errcode int, forced bool) {
 			t.Helper()
-			ans, _ := sim.work(request{AppID: "wx", Secret: "s", ForceRefresh: forced}, false)
-			if ans.Errcode != errcode || (ans.Token == "") != (errcode != 0) {
-				t.Errorf("got errcode %d, a token %t; want errcode %d", ans.Errcode, ans.Token != "", errcode)
+			ans, _ := sim.stableToken(&request{
+				method: "POST", GrantType: "client_credential", AppID: "wx", Secret: "s", ForceRefresh: forced,
+			})
+			granted := ans.fields[0].name == "access_token"
+			if ans.errcode != errcode || granted != (errcode == 0) {
+				t.Errorf("got errcode %d, a token %t; want errcode %d", ans.errcode, granted, errcode)
 			}
 		}
 		want(0, false)

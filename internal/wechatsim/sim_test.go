@@ -470,9 +470,9 @@ func TestRecord(t *testing.T) {
 			p.normal()
 			p.get("POST", "/cgi-bin/stable_token", strings.Replace(callBody(false), appid, "wxother", 1))
 			want := []wechatsim.Call{
-				{Time: start, AppID: appid, Forced: true, Issued: true},
-				{Time: start.Add(second), AppID: appid, Fault: "sametoken"},
-				{Time: start.Add(second), AppID: "wxother", Fault: "sametoken", Errcode: 40013},
+				{Time: start, API: wechatsim.APIToken, AppID: appid, Forced: true, Issued: true},
+				{Time: start.Add(second), API: wechatsim.APIToken, AppID: appid, Fault: "sametoken"},
+				{Time: start.Add(second), API: wechatsim.APIToken, AppID: "wxother", Fault: "sametoken", Errcode: 40013},
 			}
 			for id, want := range map[string][]wechatsim.Call{"": want, appid: want[:2], "wxother": want[2:], "wxnone": {}} {
 				if got := p.Calls(id); !slices.Equal(got, want) {

@@ -1,0 +1,143 @@
+package wechat
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// The areas of storage. What is in which is told where its type is.
+const (
+	configPrefix   = "config/"
+	tokenPrefix    = "token/"
+	ticketPrefix   = "ticket/"
+	rotationPrefix = "rotation/"
+)
+
+// schemaVersion is written into every storage entry, so that a later version can
+// tell what it reads.
+const schemaVersion = 1
+
+const (
+	maxNameLength = 255
+
+	nameRule = "one or more segments joined by /, each of ASCII letters, digits, _, - and ., beginning and ending with a letter or digit; at most 255 characters"
+)
+
+// namePattern is the contract's rule for account names, its length aside.
+var namePattern = regexp.MustCompile(`^[0-9A-Za-z](?:[0-9A-Za-z_.-]*[0-9A-Za-z])?(?:/[0-9A-Za-z](?:[0-9A-Za-z_.-]*[0-9A-Za-z])?)*$`)
+
+// checkName says why name cannot name an account, or returns nil.
+func checkName(name string) error {
+	if len(name) > maxNameLength || !namePattern.MatchString(name) {
+		return fmt.Errorf("the name of an account is %s", nameRule)
+	}
+	return nil
+}
+
+// storageKey is where what has a name is stored in an area. Vault's storage
+// refuses keys with two dots in a row, which a name may have.
+func storageKey(prefix, name string) string {
+	return prefix + strings.ReplaceAll(name, "..", ".%2E")
+}
+
+// storedName is the name at the end of a storage key, which storageKey made.
+func storedName(key string) string { return strings.ReplaceAll(key, "%2E", ".") }
+
+// storedNames turns keys of storage into names, and sorts them.
+func storedNames(keys []string) []string {
+	for i, key := range keys {
+		keys[i] = storedName(key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// readEntry decodes the entry at key into v and checks its schema version. It
+// reports whether there is an entry.
+func readEntry(ctx context.Context, s logical.Storage, key string, v any) (bool, error) {
+	entry, err := s.Get(ctx, key)
+	if err != nil || entry == nil {
+		return false, err
+	}
+	var header struct {
+		Version int `json:"version"`
+	}
+	// The decoder's errors could quote the entry.
+	if json.Unmarshal(entry.Value, &header) != nil {
+		return false, fmt.Errorf("the storage entry %s cannot be decoded", key)
+	}
+	if header.Version != schemaVersion {
+		return false, fmt.Errorf("the storage entry %s has schema version %d: this version of the plugin reads %d", key, header.Version, schemaVersion)
+	}
+	if json.Unmarshal(entry.Value, v) != nil {
+		return false, fmt.Errorf("the storage entry %s cannot be decoded", key)
+	}
+	return true, nil
+}
+
+func writeEntry(ctx context.Context, s logical.Storage, key string, v any) error {
+	entry, err := logical.StorageEntryJSON(key, v)
+	if err != nil {
+		return err
+	}
+	return s.Put(ctx, entry)
+}
+
+// storageProblem is the problem of a write that Vault's storage did not take.
+func storageProblem(err error) *problem {
+	p := &problem{rule: ruleStorage, detail: truncate(err.Error())}
+	if strings.Contains(err.Error(), "during setup") {
+		// Vault lets an external plugin write only if it was there when Vault was
+		// unsealed.
+		p.advice = "restart Vault, or seal and unseal it: when it was unsealed the plugin's binary was missing, and until then it lets the plugin write nothing"
+	}
+	return p
+}
+
+// asProblem is err as it is remembered. What is not a problem with WeChat is
+// one with storage.
+func asProblem(err error) *problem {
+	if p := problemOf(err); p != nil {
+		return p
+	}
+	return storageProblem(err)
+}
+
+const (
+	// walChange is the kind of the entries of the write-ahead log that guard a change
+	// of an account that takes several writes: its creation, its becoming another
+	// account, and its deletion.
+	walChange = "change"
+
+	// walRevocation is the kind of the entries that carry a revocation until it
+	// is complete.
+	walRevocation = "revocation"
+)
+
+// change is the data of a walChange entry. It names only the account: what is
+// to be done follows from what is in storage at the time, so an entry that is
+// stale, or is rolled back twice, does no harm.
+type change struct {
+	Name string `json:"name"`
+}
+
+// decodeWAL brings the data of an entry, which Vault hands over as a map, into
+// its type.
+func decodeWAL(data, into any) error {
+	raw, err := json.Marshal(data)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, into)
+}
+
+// errPending tells Vault to keep an entry of the write-ahead log; it does not log
+// that.
+var errPending = errors.New("still pending")

@@ -1,0 +1,717 @@
+package wechat
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+func TestTransportsAreShared(t *testing.T) {
+	overSim(t, func(t *testing.T, c *client, sim *wechatsim.Sim) {
+		roots := string(pemOf(testCertificate(t)))
+		// The server speaks no TLS: that a transport was made is all that counts.
+		call := func(change func(e *endpoint)) {
+			t.Helper()
+			e := testEndpoint()
+			e.baseURL = "https://wechat.test"
+			change(&e)
+			_, err := c.stableToken(t.Context(), e, false)
+			require.Equal(t, classUnreachable, problemOf(err).class)
+		}
+		proxied := func(proxy string) func(e *endpoint) { return func(e *endpoint) { e.proxy = proxy } }
+		const proxy = "http://user:proxy-password@127.0.0.1:3128"
+		kept := func() int { return len(c.transports.inUse) }
+
+		// Whatever else differs, the accounts share.
+		call(func(*endpoint) {})
+		call(func(e *endpoint) { e.appID, e.secret = "wxanother", "another" })
+		call(func(e *endpoint) { e.baseURL = "https://localhost" })
+		call(func(e *endpoint) { e.timeout = time.Second })
+		require.Equal(t, 1, kept())
+		_, err := c.stableToken(t.Context(), testEndpoint(), false)
+		require.NoError(t, err)
+		require.Equal(t, 1, kept(), "http is direct as well")
+
+		call(proxied(proxy))
+		call(proxied(proxy))
+		require.Equal(t, 2, kept())
+		call(func(e *endpoint) { e.caPEM = roots })
+		call(func(e *endpoint) { e.proxy, e.caPEM = proxy, roots })
+		call(proxied("http://user:another-password@127.0.0.1:3128"))
+		require.Equal(t, 5, kept())
+		for key := range c.transports.inUse {
+			require.NotContains(t, fmt.Sprintf("%s", key), "password")
+		}
+
+		// Nothing is kept for an account that is not stored.
+		call(func(e *endpoint) { e.proxy, e.trial = "http://127.0.0.3:3128", true })
+		require.Equal(t, 5, kept())
+
+		// Those in use stay, those that nobody used for long are dropped when
+		// another is made.
+		time.Sleep(transportIdle / 2)
+		call(proxied(proxy))
+		time.Sleep(transportIdle/2 + time.Second)
+		require.Equal(t, 5, kept())
+		call(proxied("http://127.0.0.2:3128"))
+		require.Equal(t, 2, kept())
+		call(proxied(proxy))
+		require.Equal(t, 2, kept())
+
+		// The least recently used goes when there are too many.
+		for n := range maxTransports {
+			time.Sleep(time.Second)
+			call(proxied(fmt.Sprintf("http://127.0.1.%d:3128", n)))
+			call(proxied(proxy))
+			require.LessOrEqual(t, kept(), maxTransports)
+		}
+		require.Equal(t, maxTransports, kept())
+		made := c.transports.inUse[way{proxy: parsed(proxy)}.key()]
+		require.NotNil(t, made, "it is in use")
+		require.Nil(t, c.transports.inUse[way{proxy: parsed("http://127.0.0.2:3128")}.key()])
+	})
+}
+
+func parsed(raw string) *url.URL {
+	u, err := url.Parse(raw)
+	if err != nil {
+		panic(err)
+	}
+	return u
+}
+
+func TestATrialLeavesNoConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pipe := wechatsim.NewPipe()
+		defer newSim().Serve(pipe)()
+		open := 0
+		c := &client{dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := pipe.DialContext(ctx, network, addr)
+			if err == nil {
+				open++
+				conn = onClose{conn, func() { open-- }}
+			}
+			return conn, err
+		}}
+		defer c.close()
+		e := testEndpoint()
+		e.trial = true
+		_, err := c.stableToken(t.Context(), e, false)
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Zero(t, open)
+		e.trial = false
+		_, err = c.stableToken(t.Context(), e, false)
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Equal(t, 1, open)
+	})
+}
+
+// onClose tells of the first closing of a connection.
+type onClose struct {
+	net.Conn
+	closed func()
+}
+
+func (c onClose) Close() error {
+	err := c.Conn.Close()
+	if err == nil {
+		c.closed()
+	}
+	return err
+}
+
+// The tests from here on run over the loopback: with TLS, proxies and redirects
+// as they are.
+
+// overTCP returns a client, and the endpoint for it to reach a server at baseURL.
+func overTCP(t *testing.T, baseURL string) (*client, endpoint) {
+	t.Helper()
+	c := &client{}
+	t.Cleanup(c.close)
+	e := testEndpoint()
+	e.baseURL = baseURL
+	return c, e
+}
+
+// serve serves handler on the loopback, with TLS if the scheme is https: then it
+// offers HTTP/2 as well, as servers and proxies do.
+func serve(t *testing.T, scheme string, handler http.Handler) *httptest.Server {
+	t.Helper()
+	server := httptest.NewUnstartedServer(handler)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes that fail are expected
+	server.EnableHTTP2 = true
+	if scheme == "https" {
+		server.StartTLS()
+	} else {
+		server.Start()
+	}
+	t.Cleanup(server.Close)
+	return server
+}
+
+// rootsOf returns the PEM of the certificate that a server identifies itself with.
+func rootsOf(server *httptest.Server) string {
+	return string(pemOf(server.Certificate().Raw))
+}
+
+func pemOf(certificate []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate})
+}
+
+// testCertificate returns the certificate of all servers of these tests.
+func testCertificate(t *testing.T) []byte {
+	t.Helper()
+	server := httptest.NewUnstartedServer(nil)
+	server.StartTLS()
+	defer server.Close()
+	return server.Certificate().Raw
+}
+
+func TestTLS(t *testing.T) {
+	sim := newSim()
+	server := serve(t, "https", sim)
+	t.Run("extra roots are accepted", func(t *testing.T) {
+		c, e := overTCP(t, server.URL)
+		e.caPEM = rootsOf(server)
+		_, err := c.stableToken(t.Context(), e, false)
+		require.NoError(t, err)
+		require.Len(t, sim.Calls(""), 1)
+	})
+	t.Run("an unknown authority is refused before anything is sent", func(t *testing.T) {
+		c, e := overTCP(t, server.URL)
+		g, err := c.stableToken(t.Context(), e, false)
+		p := requireProblem(t, g, err)
+		require.Equal(t, classUnreachable, p.class)
+		require.Equal(t, "no TLS connection", p.detail)
+		require.Contains(t, p.cause, "certificate signed by unknown authority")
+		require.True(t, p.noEffect())
+		require.Contains(t, p.advice, "ca_pem")
+		require.Len(t, sim.Calls(""), 1)
+	})
+	t.Run("a certificate of another host is refused", func(t *testing.T) {
+		_, port, err := net.SplitHostPort(server.Listener.Addr().String())
+		require.NoError(t, err)
+		c, e := overTCP(t, "https://localhost:"+port)
+		e.caPEM = rootsOf(server)
+		g, err := c.stableToken(t.Context(), e, false)
+		p := requireProblem(t, g, err)
+		require.Equal(t, "no TLS connection", p.detail)
+		require.Contains(t, p.cause, "certificate is valid for")
+		require.Len(t, sim.Calls(""), 1)
+	})
+	t.Run("roots without a certificate are refused", func(t *testing.T) {
+		c, e := overTCP(t, server.URL)
+		e.caPEM = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----"
+		g, err := c.stableToken(t.Context(), e, false)
+		require.Equal(t, "ca_pem holds no certificate", requireProblem(t, g, err).detail)
+	})
+}
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		t.Run(strconv.Itoa(status), func(t *testing.T) {
+			target := newSim()
+			elsewhere := serve(t, "http", target)
+			server := serve(t, "http", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, elsewhere.URL+r.URL.Path, status)
+			}))
+			c, e := overTCP(t, server.URL)
+			g, err := c.stableToken(t.Context(), e, false)
+			p := requireProblem(t, g, err)
+			require.Equal(t, fmt.Sprintf("HTTP %d: redirects are refused", status), p.detail)
+			require.Equal(t, http.StatusBadGateway, p.status)
+			require.Empty(t, target.Calls(""))
+		})
+	}
+}
+
+// egress is a proxy on the loopback, and what it saw.
+type egress struct {
+	mu      sync.Mutex
+	targets []string // what it was asked to reach
+	logins  []string // user:password as sent, "" for none
+	relays  sync.WaitGroup
+}
+
+func (p *egress) saw(target, login string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.targets = append(p.targets, target)
+	p.logins = append(p.logins, login)
+}
+
+// relay connects two connections until one of them ends.
+func (p *egress) relay(a, b net.Conn) {
+	var copying sync.WaitGroup
+	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
+		copying.Go(func() {
+			_, _ = io.Copy(way[0], way[1])
+			_ = a.Close()
+			_ = b.Close()
+		})
+	}
+	copying.Wait()
+}
+
+// ServeHTTP is that of an HTTP proxy: CONNECT, and requests with a whole URL.
+func (p *egress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	login, _ := base64.StdEncoding.DecodeString(strings.TrimPrefix(r.Header.Get("Proxy-Authorization"), "Basic "))
+	if r.Method != http.MethodConnect {
+		p.saw(r.URL.Host, string(login))
+		r.RequestURI = ""
+		r.Header.Del("Proxy-Authorization")
+		resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(r)
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		w.WriteHeader(resp.StatusCode)
+		_, _ = io.Copy(w, resp.Body)
+		return
+	}
+	p.saw(r.Host, string(login))
+	upstream, err := net.Dial("tcp", r.Host)
+	if err != nil {
+		w.WriteHeader(http.StatusBadGateway)
+		return
+	}
+	p.relays.Add(1)
+	defer p.relays.Done()
+	// The answer follows the hijacking: the server could still read what the
+	// client sends on it.
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+	p.relay(conn, upstream)
+}
+
+// serveSOCKS answers connections to listener as a SOCKS 5 server (RFC 1928) that
+// asks for user and password (RFC 1929).
+func (p *egress) serveSOCKS(listener net.Listener) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		p.relays.Go(func() {
+			defer conn.Close()
+			if upstream := p.socks(conn); upstream != nil {
+				p.relay(conn, upstream)
+			}
+		})
+	}
+}
+
+// socks takes one client to the connection that it asked for, nil if it did not.
+func (p *egress) socks(conn net.Conn) net.Conn {
+	read := func(n int) []byte {
+		b := make([]byte, n)
+		_, _ = io.ReadFull(conn, b) // what is missing reads as zeros, and leads nowhere
+		return b
+	}
+	const byPassword, ipv4, domain = 2, 1, 3
+	login := ""
+	if methods := read(int(read(2)[1])); slices.Contains(methods, byPassword) {
+		_, _ = conn.Write([]byte{5, byPassword})
+		user := read(int(read(2)[1]))
+		login = string(user) + ":" + string(read(int(read(1)[0])))
+		_, _ = conn.Write([]byte{1, 0})
+	} else {
+		_, _ = conn.Write([]byte{5, 0})
+	}
+	host := ""
+	switch read(4)[3] {
+	case ipv4:
+		host = net.IP(read(4)).String()
+	case domain:
+		host = string(read(int(read(1)[0])))
+	}
+	port := read(2)
+	target := net.JoinHostPort(host, strconv.Itoa(int(port[0])<<8|int(port[1])))
+	p.saw(target, login)
+	upstream, err := net.Dial("tcp", target)
+	if err != nil {
+		return nil
+	}
+	_, _ = conn.Write([]byte{5, 0, 0, ipv4, 0, 0, 0, 0, 0, 0})
+	return upstream
+}
+
+// startEgress starts a proxy of the given scheme, and returns its address.
+func startEgress(t *testing.T, scheme string) (p *egress, addr string) {
+	t.Helper()
+	p = &egress{}
+	t.Cleanup(p.relays.Wait)
+	if scheme != "socks5" {
+		return p, serve(t, scheme, p).Listener.Addr().String()
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	var accepting sync.WaitGroup
+	accepting.Go(func() { p.serveSOCKS(listener) })
+	t.Cleanup(func() {
+		_ = listener.Close()
+		accepting.Wait()
+	})
+	return p, listener.Addr().String()
+}
+
+func TestTheEgressProxyIsUsed(t *testing.T) {
+	roots := x509.NewCertPool()
+	require.True(t, roots.AppendCertsFromPEM(pemOf(testCertificate(t))))
+	for _, scheme := range []string{"http", "https", "socks5"} {
+		for userinfo, login := range map[string]string{"": "", "user:proxy-p%40ss@": "user:proxy-p@ss"} {
+			t.Run(fmt.Sprintf("%s proxy, login %q", scheme, login), func(t *testing.T) {
+				sim := newSim()
+				server := serve(t, "https", sim)
+				proxy, addr := startEgress(t, scheme)
+				c, e := overTCP(t, server.URL)
+				c.proxyRoots = roots
+				e.proxy = scheme + "://" + userinfo + addr
+				e.caPEM = rootsOf(server)
+				g, err := c.stableToken(t.Context(), e, false)
+				require.NoError(t, err)
+				require.Equal(t, sim.Current(testAppID), g.token)
+				require.Equal(t, []string{server.Listener.Addr().String()}, proxy.targets)
+				require.Equal(t, []string{login}, proxy.logins)
+			})
+		}
+	}
+}
+
+// Through a proxy plain http would show it the secret, and whoever listens the
+// proxy's password.
+func TestHTTPTakesNoProxy(t *testing.T) {
+	for _, scheme := range []string{"http", "https", "socks5"} {
+		t.Run(scheme, func(t *testing.T) {
+			sim := newSim()
+			server := serve(t, "http", sim)
+			proxy, addr := startEgress(t, scheme)
+			c, e := overTCP(t, server.URL)
+			e.proxy = scheme + "://user:proxy-p%40ss@" + addr
+			_, err := c.stableToken(t.Context(), e, false)
+			require.NoError(t, err)
+			require.Len(t, sim.Calls(""), 1)
+			require.Empty(t, proxy.targets)
+		})
+	}
+}
+
+func TestTheRootsForWeChatAreNotThoseForAProxy(t *testing.T) {
+	sim := newSim()
+	server := serve(t, "https", sim)
+	proxy, addr := startEgress(t, "https")
+	c, e := overTCP(t, server.URL)
+	e.proxy = "https://user:proxy-p%40ss@" + addr
+	e.caPEM = rootsOf(server) // all servers of these tests have the same certificate
+	g, err := c.stableToken(t.Context(), e, false)
+	p := requireProblem(t, g, err)
+	require.Equal(t, "no TLS connection", p.detail)
+	require.Contains(t, p.cause, "unknown authority")
+	require.True(t, p.noEffect())
+	require.Empty(t, proxy.logins)
+	require.Empty(t, sim.Calls(""))
+}
+
+func TestAProxyThatRefusesShowsNoCredentials(t *testing.T) {
+	const userinfo, login = "user:proxy-p%40ss", "user:proxy-p@ss"
+	encoded := base64.StdEncoding.EncodeToString([]byte(login))
+	for name, status := range map[string]string{
+		"plainly":                       "407 Proxy Authentication Required",
+		"echoing the password":          "407 proxy-p@ss is not valid",
+		"echoing the login":             "407 user:proxy-p@ss is not valid",
+		"echoing the login as in URLs":  "407 user:proxy-p%40ss is not valid",
+		"echoing the login as received": "407 Basic " + encoded + " is not valid",
+		"with control characters":       "407 \x1b[31mno",
+		"at length":                     "407 " + strings.Repeat("no ", 1000),
+	} {
+		for _, trial := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, trial %t", name, trial), func(t *testing.T) {
+				server := serve(t, "http", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					conn, _, err := http.NewResponseController(w).Hijack()
+					if err != nil {
+						panic(err)
+					}
+					defer conn.Close()
+					_, _ = io.WriteString(conn, "HTTP/1.1 "+status+"\r\nContent-Length: 0\r\n\r\n")
+				}))
+				c, e := overTCP(t, "https://127.0.0.1:1")
+				e.trial = trial
+				e.proxy = "http://" + userinfo + "@" + server.Listener.Addr().String()
+				g, err := c.stableToken(t.Context(), e, false)
+				p := requireProblem(t, g, err)
+				require.Equal(t, http.StatusBadGateway, p.status)
+				require.Equal(t, "the proxy refused", p.detail)
+				require.Contains(t, p.cause, "the proxy answered CONNECT with 407")
+				require.True(t, p.noEffect())
+				requireShowable(t, p.cause)
+				for _, secret := range []string{"proxy-p@ss", "proxy-p%40ss", encoded} {
+					require.NotContains(t, p.operatorError(), secret)
+					require.NotContains(t, p.cause, secret)
+				}
+			})
+		}
+	}
+}
+
+// childProxy names the environment variable that tells this test binary, run
+// again, to be the child of TestTheEnvironmentsProxy, and where WeChat is.
+const childProxy = "WECHAT_TEST_CHILD_BASE_URL"
+
+// TestTheEnvironmentsProxy runs itself in a process of its own, as net/http reads
+// the proxy variables once.
+func TestTheEnvironmentsProxy(t *testing.T) {
+	if baseURL := os.Getenv(childProxy); baseURL != "" {
+		c, e := overTCP(t, baseURL)
+		_, err := c.stableToken(t.Context(), e, false)
+		if strings.HasPrefix(baseURL, "http://") {
+			require.NoError(t, err)
+			return
+		}
+		p := problemOf(err)
+		require.Equal(t, "the proxy refused", p.detail)
+		require.NotContains(t, p.cause, "environment-password")
+		return
+	}
+	server := serve(t, "http", newSim())
+	for name, c := range map[string]struct {
+		baseURL string
+		proxied []string
+	}{
+		"is used":             {"https://wechat.test", []string{"wechat.test:443"}},
+		"is not for loopback": {server.URL, nil},
+		"is not for http":     {strings.Replace(server.URL, "127.0.0.1", "localhost", 1), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			proxy := &egress{}
+			refusing := serve(t, "http", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				proxy.saw(r.Host, "")
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					panic(err)
+				}
+				defer conn.Close()
+				_, _ = io.WriteString(conn, "HTTP/1.1 403 environment-password is not valid\r\n\r\n")
+			}))
+			executable, err := os.Executable()
+			require.NoError(t, err)
+			cmd := exec.CommandContext(t.Context(), executable, "-test.run=^TestTheEnvironmentsProxy$")
+			through := strings.Replace(refusing.URL, "http://", "http://user:environment-password@", 1)
+			cmd.Env = append(os.Environ(), childProxy+"="+c.baseURL, "HTTP_PROXY="+through, "HTTPS_PROXY="+through, "NO_PROXY=", "no_proxy=")
+			output, err := cmd.CombinedOutput()
+			require.NoError(t, err, string(output))
+			require.Equal(t, c.proxied, proxy.targets)
+		})
+	}
+}
+
+// raw serves connections with whatever is to be tried, and returns the address.
+func raw(t *testing.T, handle func(conn net.Conn)) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer conn.Close()
+				handle(conn)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		serving.Wait()
+	})
+	return listener.Addr().String()
+}
+
+// Whoever writes accounts can have Vault's host open connections: what is told of
+// them must not say what listens there.
+func TestEveryWayToFailHasOnePhraseAndTellsNothingElse(t *testing.T) {
+	const banner = "SSH-2.0-OpenSSH_9.6"
+	says := func(text string) string {
+		return raw(t, func(conn net.Conn) {
+			_, _ = io.WriteString(conn, text)
+			_, _ = io.Copy(io.Discard, conn)
+		})
+	}
+	hangsUp := raw(t, func(conn net.Conn) { _, _ = conn.Read(make([]byte, 1)) })
+	silent := raw(t, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	closed := listener.Addr().String()
+	require.NoError(t, listener.Close())
+	greets := says(banner + "\r\n")
+	socksRefuses := raw(t, func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 3))
+		_, _ = conn.Write([]byte{5, 0xff})
+	})
+	socksUnreachable := raw(t, func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 3))
+		_, _ = conn.Write([]byte{5, 0})
+		_, _ = conn.Read(make([]byte, 64))
+		_, _ = conn.Write([]byte{5, 4, 0, 1, 0, 0, 0, 0, 0, 0})
+	})
+
+	const target = "https://127.0.0.1:1"
+	for name, c := range map[string]struct {
+		baseURL, proxy string
+		detail         string
+		class          class
+		noEffect       bool
+		advice         string
+	}{
+		"no name":                            {"https://nowhere.invalid", "", "the host's name was not found", classUnreachable, true, "name resolution"},
+		"no name of the proxy":               {target, "http://nowhere.invalid:3128", "the host's name was not found", classUnreachable, true, "proxy_url"},
+		"nobody listens":                     {"https://" + closed, "", "no connection", classUnreachable, true, "base_url"},
+		"nobody listens, http":               {"http://" + closed, "", "no connection", classUnreachable, true, "base_url"},
+		"no http proxy listens":              {target, "http://user:proxy-password@" + closed, "no connection", classUnreachable, true, "proxy_url"},
+		"no https proxy listens":             {target, "https://user:proxy-password@" + closed, "no connection", classUnreachable, true, "proxy_url"},
+		"no socks5 proxy listens":            {target, "socks5://user:proxy-password@" + closed, "no connection", classUnreachable, true, "proxy_url"},
+		"no TLS":                             {"https://" + greets, "", "no TLS connection", classUnreachable, true, "ca_pem"},
+		"no TLS at the proxy":                {target, "https://" + greets, "no TLS connection", classUnreachable, true, "ca_pem"},
+		"a handshake without an answer":      {"https://" + silent, "", "the TLS handshake got no answer within 1s", classUnreachable, true, "GODEBUG=tlsmlkem=0"},
+		"a handshake that is cut":            {"https://" + hangsUp, "", "the TLS handshake got no answer", classUnreachable, true, "GODEBUG=tlsmlkem=0"},
+		"no http proxy":                      {target, "http://user:proxy-password@" + greets, "the proxy refused", classUnreachable, true, "proxy_url"},
+		"a silent http proxy":                {target, "http://user:proxy-password@" + silent, "no answer within 1s", classUnreachable, true, "request_timeout"},
+		"a silent socks5 proxy":              {target, "socks5://user:proxy-password@" + silent, "no answer within 1s", classUnreachable, true, "request_timeout"},
+		"no socks5 proxy":                    {target, "socks5://user:proxy-password@" + greets, "the proxy refused", classUnreachable, true, "proxy_url"},
+		"a socks5 proxy that admits no one":  {target, "socks5://user:proxy-password@" + socksRefuses, "the proxy refused", classUnreachable, true, "proxy_url"},
+		"a socks5 proxy without a way there": {target, "socks5://user:proxy-password@" + socksUnreachable, "the proxy refused", classUnreachable, true, "proxy_url"},
+		"no HTTP":                            {"http://" + greets, "", "it is not an HTTP response, or its headers are too large", classAnswer, false, "base_url"},
+		"silence":                            {"http://" + silent, "", "no answer within 1s", classUnreachable, false, "request_timeout"},
+		"a connection that ends":             {"http://" + hangsUp, "", "the connection ended before the answer was complete", classUnreachable, false, "base_url"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			client, e := overTCP(t, c.baseURL)
+			e.proxy, e.timeout = c.proxy, time.Second
+			if strings.Contains(name, "no name") {
+				e.timeout = 5 * time.Second // a resolver may be slow to say so
+			}
+			g, err := client.stableToken(t.Context(), e, true)
+			p := requireProblem(t, g, err)
+			require.Equal(t, c.detail, p.detail)
+			require.Equal(t, c.class, p.class)
+			require.Equal(t, http.StatusBadGateway, p.status)
+			require.Equal(t, c.noEffect, p.noEffect(), p.cause)
+			require.Contains(t, p.advice, c.advice)
+			require.NotEmpty(t, p.cause)
+			for _, text := range []string{p.Error(), p.operatorError()} {
+				for _, hidden := range []string{"SSH", "127.0.0.1", "nowhere", "refused:", "dial", "lookup", "EOF", "proxy-password"} {
+					require.NotContains(t, text, hidden)
+				}
+			}
+			require.NotContains(t, p.cause, "proxy-password")
+			require.NotContains(t, p.cause, testSecret)
+		})
+	}
+}
+
+func TestHeadersAndInterimResponsesAreBounded(t *testing.T) {
+	const good = "HTTP/1.1 200 OK\r\nContent-Length: 38\r\n"
+	const body = `{"access_token":"T","expires_in":7200}`
+	forever := func(text string) func(conn net.Conn) {
+		return func(conn net.Conn) {
+			for {
+				if _, err := io.WriteString(conn, text); err != nil {
+					return
+				}
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		answer func(conn net.Conn)
+		detail string // empty: it is taken
+	}{
+		"some headers": {func(conn net.Conn) {
+			_, _ = io.WriteString(conn, good+strings.Repeat("X: y\r\n", 1000)+"\r\n"+body)
+		}, ""},
+		"an interim response": {func(conn net.Conn) {
+			_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n\r\n"+good+"\r\n"+body)
+		}, ""},
+		"a header without an end": {func(conn net.Conn) {
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nX: ")
+			forever("0123456789")(conn)
+		}, causeNotHTTP.phrase},
+		"headers without an end": {func(conn net.Conn) {
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
+			forever("X: y\r\n")(conn)
+		}, causeNotHTTP.phrase},
+		"a status line without an end":     {forever("HTTP/1.1 200 OK OK"), causeNotHTTP.phrase},
+		"interim responses without an end": {forever("HTTP/1.1 103 Early Hints\r\n\r\n"), causeNotHTTP.phrase},
+	} {
+		t.Run(name, func(t *testing.T) {
+			addr := raw(t, func(conn net.Conn) {
+				go io.Copy(io.Discard, conn) //nolint:errcheck // whatever was sent
+				c.answer(conn)
+			})
+			client, e := overTCP(t, "http://"+addr)
+			g, err := client.stableToken(t.Context(), e, false)
+			if c.detail == "" {
+				require.NoError(t, err)
+				require.Equal(t, "T", g.token)
+				return
+			}
+			p := requireProblem(t, g, err)
+			require.Equal(t, c.detail, p.detail, p.cause)
+			require.Equal(t, classAnswer, p.class)
+		})
+	}
+}
+
+// There are ways to WeChat on which a large ClientHello gets lost.
+func TestAWayThatSwallowsLargeHandshakes(t *testing.T) {
+	sim := newSim()
+	server := serve(t, "https", sim)
+	relay, err := wechatsim.StartRelay(server.Listener.Addr().String())
+	require.NoError(t, err)
+	t.Cleanup(relay.Close)
+	call := func(timeout time.Duration) (*tokenAnswer, error) {
+		c, e := overTCP(t, "https://"+relay.Addr())
+		e.caPEM, e.timeout = rootsOf(server), timeout
+		return c.stableToken(t.Context(), e, true)
+	}
+	g, err := call(time.Second)
+	p := requireProblem(t, g, err)
+	require.Equal(t, 1, relay.Swallowed())
+	require.Equal(t, "the TLS handshake got no answer within 1s", p.detail)
+	require.Contains(t, p.advice, "GODEBUG=tlsmlkem=0 in the environment of Vault")
+	require.True(t, p.noEffect())
+	require.Empty(t, sim.Calls(""))
+
+	t.Setenv("GODEBUG", "tlsmlkem=0")
+	_, err = call(5 * time.Second)
+	require.NoError(t, err)
+}

@@ -1,6 +1,8 @@
 package wechat
 
 import (
+	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -17,10 +19,6 @@ const (
 	// startHoldOff is the time between a start and the first call from the
 	// background: Vault opens storage for writing only when all mounts are up.
 	startHoldOff = 2 * time.Second
-
-	// clockTolerance is how far the clock may be set back between two ticks
-	// without anything having to be done: the margins bear that much.
-	clockTolerance = 5 * time.Second
 )
 
 // start begins the work in the background: it loads all accounts, so that their
@@ -32,7 +30,15 @@ func (k *keeper) start(s logical.Storage) {
 		k.schedule.busy.Go(func() {
 			k.loadAll(s)
 			close(k.loaded)
-			k.schedule.start(holdOff, func(t *tracked) { k.tend(s, t) })
+			k.schedule.start(holdOff, func(t sleeper) {
+				switch t := t.(type) {
+				case *account:
+					k.maintain(s, t)
+				case *accountTicket:
+					k.maintainTicket(s, t)
+				}
+			})
+			k.sweepHistories(s)
 		})
 	})
 }
@@ -40,10 +46,10 @@ func (k *keeper) start(s logical.Storage) {
 // loadAll brings every account into memory. It goes on until storage has given
 // the lists of them and of what is pending, or the mount is closed.
 func (k *keeper) loadAll(s logical.Storage) {
-	var all, ids []string
+	var names, ids []string
 	for n := 1; ; n++ {
 		var err error
-		if all, err = logical.CollectKeys(k.ctx, logical.NewStorageView(s, configPrefix)); err == nil {
+		if names, err = logical.CollectKeys(k.ctx, logical.NewStorageView(s, configPrefix)); err == nil {
 			ids, err = framework.ListWAL(k.ctx, s)
 		}
 		if err == nil {
@@ -58,59 +64,95 @@ func (k *keeper) loadAll(s logical.Storage) {
 		case <-time.After(backoffTransient.after(n)):
 		}
 	}
-	k.loadRevocations(s, ids)
+	pending, err := readRevocations(k.ctx, s, ids)
+	if err != nil && k.ctx.Err() == nil {
+		k.log.Error("the write-ahead log cannot be read as a whole: Vault's tick brings the rest", "error", err)
+	}
+	// A revocation waits for whoever is busy with its account, and nobody waits for it.
+	for _, r := range pending {
+		k.schedule.busy.Go(func() { k.resume(s, r) })
+	}
 	var group errgroup.Group
 	group.SetLimit(loaders)
-	for _, name := range storedNames(all) {
+	for _, name := range storedNames(names) {
 		if k.ctx.Err() != nil {
 			break
 		}
-		group.Go(func() error { return k.loadOne(s, name) })
+		group.Go(func() error { k.loadOne(s, name); return nil })
 	}
-	_ = group.Wait() // fails only while the mount is being closed
-	k.log.Debug("accounts loaded", "accounts", len(all))
+	_ = group.Wait()
+	k.log.Debug("accounts loaded", "accounts", len(names))
 }
 
-// loadOne loads an account unless somebody else has. It fails only while the mount
-// is being closed.
-func (k *keeper) loadOne(s logical.Storage, name string) error {
-	t, err := k.acquire(k.ctx, name)
+// loadOne loads an account, unless somebody is busy with it: then it is loaded
+// already, or soon will be.
+func (k *keeper) loadOne(s logical.Storage, name string) {
+	a := k.tryAcquire(name)
+	if a == nil {
+		return
+	}
+	defer k.release(a)
+	if a.current() == nil {
+		a.reload(k.ctx, s)
+	}
+}
+
+// resume takes up a revocation after a start.
+func (k *keeper) resume(s logical.Storage, r *revocation) {
+	a, err := k.acquire(k.ctx, r.Name)
 	if err != nil {
-		return err
+		return // the mount is being closed
 	}
-	defer k.release(t)
-	if t.current() == nil {
-		k.reload(k.ctx, s, t)
-	}
-	return nil
+	defer k.release(a)
+	// What is over, or cannot be read, is left to Vault's tick.
+	_ = a.resumeRevocation(k.ctx, s, r)
 }
 
-// tend does what is due for an account, from the background.
-func (k *keeper) tend(s logical.Storage, t *tracked) {
-	if !t.lock.TryAcquire(1) {
+// maintain does what is due for an account, from the background.
+func (k *keeper) maintain(s logical.Storage, a *account) {
+	if !a.lock.TryAcquire(1) {
 		// Whoever holds it may have set the schedule already.
-		k.schedule.set(t, wallClock().Add(time.Second))
+		k.schedule.set(a, wallClock().Add(time.Second))
 		return
 	}
-	defer k.release(t)
-	if t.gone {
+	defer k.release(a)
+	if a.gone {
 		return
 	}
-	st := t.current()
+	st := a.current()
 	if st == nil {
-		k.reload(k.ctx, s, t)
+		a.reload(k.ctx, s)
 		return
 	}
 	now := wallClock()
-	if r := k.pendingRevocation(t.name); r != nil && !now.Before(r.next) {
-		k.revoke(s, t, st, r)
+	if r := a.revocation.Load(); r != nil && !now.Before(r.next) {
+		a.revoke(s, st, r)
 		return
 	}
-	if at := st.wake(); at.IsZero() || now.Before(at) {
+	a.maintain(s, st)
+}
+
+// maintain stores what could not be stored, and asks WeChat if that is due. The
+// caller holds the lock.
+func (a *account) maintain(s logical.Storage, st *state) {
+	now := wallClock()
+	if st.unstored != nil && !now.Before(st.unstored.next) {
+		ctx, cancel := detached(a.ctx)
+		defer cancel()
+		st = a.publish(ctx, s, st, nil)
+	}
+	if st.unconfirmed() {
+		// Its error is told to who asks for the token.
+		if a.awaitForced(a.ctx, st) != nil {
+			return
+		}
+		now = wallClock()
+	}
+	if at := st.nextAttempt(); at.IsZero() || now.Before(at) {
 		return
 	}
 	// Its error is in the state, or the account is no longer there.
-	_, _ = k.refresh(k.ctx, s, t, st)
+	_, _ = a.refresh(a.ctx, s, st)
 }
 
 // tick is called once a minute. It gives the background the push that its timer
@@ -122,10 +164,10 @@ func (k *keeper) tick(now clockReading) {
 	k.mu.Lock()
 	last := k.clock
 	k.clock = now
-	var all []*tracked
+	var all []*account
 	back := last.wall.Add(now.steady.Sub(last.steady)).Sub(now.wall)
 	if back > clockTolerance && k.ctx.Err() == nil {
-		all = slices.Collect(maps.Values(k.tracked))
+		all = slices.Collect(maps.Values(k.accounts))
 	}
 	k.mu.Unlock()
 	if len(all) == 0 {
@@ -135,26 +177,54 @@ func (k *keeper) tick(now clockReading) {
 	k.schedule.busy.Go(func() {
 		var group errgroup.Group
 		group.SetLimit(loaders)
-		for _, t := range all {
-			group.Go(func() error { return k.anew(t, now.wall) })
+		for _, a := range all {
+			group.Go(func() error { return k.recheck(a, now.wall) })
 		}
 		_ = group.Wait() // fails only while the mount is being closed
 	})
 }
 
-// anew has the background look at an account after the clock was set back.
-func (k *keeper) anew(t *tracked, now time.Time) error {
-	if err := t.lock.Acquire(k.ctx, 1); err != nil {
+// recheck has the background look at an account after the clock was set back.
+func (k *keeper) recheck(a *account, now time.Time) error {
+	if err := a.lock.Acquire(k.ctx, 1); err != nil {
 		return err
 	}
-	defer k.release(t)
-	if st := t.state.Load(); st != nil {
-		t.state.Store(st.anew(now))
+	defer k.release(a)
+	if st := a.state.Load(); st != nil {
+		st.appid.clockSetBack(now)
+		a.setState(st.recheck(now))
 	}
-	if r := k.pendingRevocation(t.name); r != nil {
+	if r := a.revocation.Load(); r != nil {
 		r.next = now.Add(forcedSpacing)
 	}
 	return nil
+}
+
+// sweepHistories removes the histories of forced refreshes that no account has and
+// that are older than a day, once a day: deleted accounts leave nothing for ever.
+func (k *keeper) sweepHistories(s logical.Storage) {
+	for {
+		if err := k.sweepOnce(k.ctx, s); err != nil && k.ctx.Err() == nil {
+			k.log.Warn("old histories of forced refreshes could not be removed", "error", err)
+		}
+		select {
+		case <-k.ctx.Done():
+			return
+		case <-time.After(day):
+		}
+	}
+}
+
+func (k *keeper) sweepOnce(ctx context.Context, s logical.Storage) error {
+	keys, err := logical.CollectKeys(ctx, logical.NewStorageView(s, rotationPrefix))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, key := range keys {
+		errs = append(errs, k.appids.sweep(ctx, s, rotationPrefix+key))
+	}
+	return errors.Join(errs...)
 }
 
 // stop ends the work in the background and every call to WeChat. It does not

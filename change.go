@@ -2,9 +2,18 @@ package wechat
 
 import (
 	"context"
+	"fmt"
 
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 )
+
+// configured is what came of a write of a configuration.
+type configured struct {
+	invalid error  // why the fields of the write are refused; nothing else is set then
+	appid   *appid // which the account has now
+	ended   bool   // a pending revocation has ended, incomplete: it was of another appid's token
+}
 
 // configure creates or changes an account. update makes the new configuration
 // of the old, which is nil where there is none; with verify WeChat has to
@@ -14,182 +23,217 @@ import (
 // is the one that counts: until it is written the whole old state holds, after
 // it the old token names another account and is never served. A write-ahead
 // log entry sees to it that such a token is also removed.
-func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, verify bool, update func(*config) (*config, error)) error {
-	t, st, err := k.acquireLoaded(ctx, s, name)
+func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, verify bool, update func(*config) (*config, error)) (*configured, error) {
+	a, st, err := k.acquireLoaded(ctx, s, name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer k.release(t)
-	generation := t.generation.Load() // a change in storage from here on makes the new state stale
-	if st != nil {
-		generation = st.generation
-	}
+	defer k.release(a)
 	ctx, cancel := detached(ctx)
 	defer cancel()
 	old, err := loadConfig(ctx, s, name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cfg, err := update(old)
 	if err != nil {
-		return err
+		return &configured{invalid: err}, nil
 	}
-	stored, err := readToken(ctx, s, name)
-	if err != nil {
-		return err
+	ap := k.appids.join(cfg, name, a.wake)
+	defer func() {
+		if a.joined != ap {
+			k.appids.leave(ap, name) // nothing came of it
+		}
+	}()
+	if err := ap.load(ctx, s); err != nil {
+		return nil, err
 	}
-	var g *tokenAnswer
-	tok := stored
+	var answer *verified
 	if verify {
-		leave, err := k.gates.enter(ctx, cfg.AppID, normalCall)
-		if err != nil {
-			return err
+		answer = &verified{}
+		if answer.g, answer.epoch, err = a.ask(ctx, cfg, ap, true); err != nil {
+			return nil, err
 		}
-		defer leave()
-		if g, tok, err = k.ask(ctx, s, name, cfg, stored); err != nil {
-			if g != nil && st.is(cfg) {
-				t.state.Store(st.doubtedSince(wallClock())) // WeChat has named another token
-			}
-			return err
-		}
-	} else if stored != nil && stored.AccountID != cfg.ID {
-		tok = nil
 	}
-
-	var next *state
-	if st.is(cfg) {
-		if err = storeSame(ctx, s, name, cfg, stored, tok); err == nil {
-			next = st.reconfigured(cfg, syncJitter())
-		}
+	done := &configured{appid: ap}
+	if st.sameAccount(cfg) {
+		err = a.storeSame(ctx, s, st, cfg, answer)
 	} else {
-		t.forget() // the old token is not served from here on
-		next, err = k.storeOther(ctx, s, name, st, cfg, stored, tok)
+		done.ended = a.revocation.Load() != nil && st != nil && st.appID != cfg.AppID
+		err = a.storeOther(ctx, s, st, cfg, answer)
 	}
 	if err != nil {
-		k.reload(ctx, s, t)
-		return err
+		return nil, err
 	}
-	if g != nil && !next.doubted {
-		next = next.succeeded(g, tok, syncJitter())
-	}
-	next.generation = generation
-	t.state.Store(next)
-	t.unsure = false
-	return nil
+	return done, nil
 }
 
-// storeSame stores an account that stays the same one. Each of its writes
-// leaves storage right, so none has to be undone.
-func storeSame(ctx context.Context, s logical.Storage, name string, cfg *config, stored, tok *token) error {
-	if tok != nil {
-		if err := storeToken(ctx, s, name, stored, tok); err != nil {
-			return err
-		}
+// verified is WeChat's answer to the credentials of a write, with the epoch by which
+// its token is good.
+type verified struct {
+	g     *tokenAnswer
+	epoch int64
+}
+
+// storeSame stores an account that stays the same one. Each of its writes leaves
+// storage right, so none has to be undone. What WeChat has answered counts even if
+// the configuration is not stored. The caller holds the lock.
+func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *verified) error {
+	if answer != nil {
+		tok := tokenFrom(answer.g, st.token, cfg, answer.epoch, false)
+		st = a.publish(ctx, s, st.succeeded(answer.g, tok, syncJitter()), st.storedToken())
 	}
-	return storeConfig(ctx, s, name, cfg)
+	if err := storeConfig(ctx, s, a.name, cfg); err != nil {
+		a.reload(ctx, s)
+		return err
+	}
+	a.setState(st.reconfigured(cfg))
+	if r := a.revocation.Load(); r != nil {
+		r.retryNow()
+	}
+	a.retryTickets(func(*problem) bool { return true })
+	return nil
 }
 
 // storeOther stores an account that is new, or another one than before, whose
-// state was st, and returns its state.
-func (k *keeper) storeOther(ctx context.Context, s logical.Storage, name string, st *state, cfg *config, stored, tok *token) (*state, error) {
-	done, err := k.beginChange(ctx, s, name)
-	if err != nil {
-		return nil, err
+// state was st. The caller holds the lock.
+func (a *account) storeOther(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *verified) error {
+	err := a.writeOther(ctx, s, st, cfg, answer)
+	if err != nil && a.state.Load() == nil { // before that nothing was changed
+		a.reload(ctx, s)
 	}
-	moved, err := moveRevocation(ctx, s, name, st, cfg)
-	if err != nil {
-		return nil, err
-	}
-	if err := storeConfig(ctx, s, name, cfg); err != nil {
-		return nil, err
-	}
-	if tok != nil {
-		err = storeToken(ctx, s, name, stored, tok)
-	} else if stored != nil {
-		err = s.Delete(ctx, storageKey(tokenPrefix, name))
-	}
-	if err != nil {
-		return nil, err
-	}
-	// Since the token was asked for, another account with its appid may have
-	// noticed that it is dead.
-	h, err := readHistory(ctx, s, cfg.AppID)
-	if err != nil {
-		return nil, err
-	}
-	if old := k.pendRevocation(name, moved); old != nil {
-		k.dropRevocation(ctx, s, old)
-	}
-	done()
-	return newState(cfg, tok, h.Epoch, syncJitter()), nil
+	return err
 }
 
-// remove deletes an account, its configuration first: without that nothing else
-// counts, and what is left of it is removed by the write-ahead log.
-func (k *keeper) remove(ctx context.Context, s logical.Storage, name string) error {
-	t, err := k.acquire(ctx, name)
+func (a *account) writeOther(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *verified) error {
+	stored, err := readToken(ctx, s, a.name)
 	if err != nil {
 		return err
 	}
-	defer k.release(t)
+	old := stored
+	if st != nil && st.token != nil {
+		old = st.token
+	}
+	var tok *token
+	if answer != nil {
+		tok = tokenFrom(answer.g, old, cfg, answer.epoch, false)
+	}
+	done, err := a.beginChange(ctx, s)
+	if err != nil {
+		return err
+	}
+	moved, err := a.moveRevocation(ctx, s, st, cfg)
+	if err != nil {
+		return err
+	}
+	a.forget() // the old token is not served from here on
+	if err := storeConfig(ctx, s, a.name, cfg); err != nil {
+		return err
+	}
+	if tok == nil && stored != nil {
+		if err := s.Delete(ctx, storageKey(tokenPrefix, a.name)); err != nil {
+			return err
+		}
+	}
+	a.forgetTickets()
+	// No ticket of another account is ever used, so this spoils nothing if it fails.
+	left := a.removeTickets(ctx, s)
+	a.last = nil
+	next := newState(cfg, a.join(cfg), nil, 0)
+	next.version = a.version(next.appid)
+	if tok != nil {
+		next = a.publish(ctx, s, next.succeeded(answer.g, tok, syncJitter()), stored)
+	} else {
+		a.setState(next)
+	}
+	if old := a.revocation.Swap(moved); old != nil {
+		a.withdraw(ctx, s, old)
+	}
+	if left != nil {
+		a.log.Warn("the tickets of the account that was could not be removed: Vault's tick does", "account", a.name, "error", left)
+	}
+	if next.unstored == nil && left == nil {
+		done()
+	}
+	return nil
+}
+
+// beginChange announces a change of several writes in the write-ahead log. done
+// withdraws the announcement after the last of them.
+func (a *account) beginChange(ctx context.Context, s logical.Storage) (done func(), err error) {
+	id, err := framework.PutWAL(ctx, s, walChange, &change{Name: a.name})
+	if err != nil {
+		return nil, fmt.Errorf("the change was not begun: %w", err)
+	}
+	return func() {
+		if err := framework.DeleteWAL(ctx, s, id); err != nil {
+			a.log.Warn("a finished change stays in the write-ahead log until Vault drops it", "account", a.name, "error", err)
+		}
+	}, nil
+}
+
+// delete removes an account, its configuration first: without that nothing else
+// counts, and what is left of it is removed by the write-ahead log.
+func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) error {
+	a, err := k.acquire(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer k.release(a)
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	if err := k.removeStored(ctx, s, name); err != nil {
-		k.reload(ctx, s, t)
+	if begun, err := a.deleteStored(ctx, s); err != nil {
+		if begun {
+			a.reload(ctx, s)
+		}
 		return err
 	}
-	t.state.Store(nil)
-	t.unsure = false
-	if r := k.pendingRevocation(name); r != nil {
-		k.dropRevocation(ctx, s, r)
-	}
+	a.endRevocation(ctx, s)
+	a.remove()
 	return nil
 }
 
-func (k *keeper) removeStored(ctx context.Context, s logical.Storage, name string) error {
-	cfg, err := s.Get(ctx, storageKey(configPrefix, name))
+// deleteStored removes what storage holds of an account, its configuration first, and
+// reports whether it has begun to: if not, storage is as it was. The caller holds the
+// lock.
+func (a *account) deleteStored(ctx context.Context, s logical.Storage) (begun bool, err error) {
+	keys := []string{storageKey(configPrefix, a.name), storageKey(tokenPrefix, a.name)}
+	for kind := range ticketTypes {
+		keys = append(keys, ticketKey(kind, a.name))
+	}
+	var there []string
+	for _, key := range keys {
+		entry, err := s.Get(ctx, key)
+		if err != nil {
+			return false, err
+		}
+		if entry != nil {
+			there = append(there, key)
+		}
+	}
+	if len(there) == 0 {
+		return false, nil
+	}
+	done, err := a.beginChange(ctx, s)
 	if err != nil {
-		return err
+		return false, err
 	}
-	tok, err := s.Get(ctx, storageKey(tokenPrefix, name))
-	if err != nil {
-		return err
-	}
-	if cfg == nil && tok == nil {
-		return nil
-	}
-	done, err := k.beginChange(ctx, s, name)
-	if err != nil {
-		return err
-	}
-	if err := s.Delete(ctx, storageKey(configPrefix, name)); err != nil {
-		return err
-	}
-	if err := s.Delete(ctx, storageKey(tokenPrefix, name)); err != nil {
-		return err
+	for _, key := range there {
+		if err := s.Delete(ctx, key); err != nil {
+			return true, err
+		}
 	}
 	done()
-	return nil
+	return true, nil
 }
 
-// reconcile removes what an unfinished change left in storage: a token without
-// its configuration, or of an account that this name no longer stands for. It
-// looks only at what is there, so it may run at any time and any number of
-// times. It does not wait for whoever is busy with the account.
+// reconcile removes what an unfinished change left in storage. It may run at any time
+// and any number of times, and does not wait for whoever is busy with the account.
 func (k *keeper) reconcile(ctx context.Context, s logical.Storage, name string) error {
-	t := k.tryAcquire(name)
-	if t == nil {
+	a := k.tryAcquire(name)
+	if a == nil {
 		return errPending
 	}
-	defer k.release(t)
-	tok, err := readToken(ctx, s, name)
-	if err != nil || tok == nil {
-		return err
-	}
-	cfg, err := loadConfig(ctx, s, name)
-	if err != nil || cfg != nil && cfg.ID == tok.AccountID {
-		return err
-	}
-	k.log.Info("removing the token that an unfinished change left behind", "account", name)
-	return s.Delete(ctx, storageKey(tokenPrefix, name))
+	defer k.release(a)
+	return a.removeOrphan(ctx, s)
 }

@@ -3,11 +3,12 @@ package wechat
 import "time"
 
 // wallClock is the time without the monotonic reading: a token runs out by
-// WeChat's clock also while this machine is suspended.
-func wallClock() time.Time { return time.Now().Round(0) }
+// WeChat's clock also while this machine is suspended. It is a variable only so
+// that tests can set the clock.
+var wallClock = func() time.Time { return time.Now().Round(0) }
 
-// clockReading is a time by the machine's clock, which may be set, and by one which
-// nobody can set.
+// clockReading is a time by the machine's clock, which may be set, and by one
+// that nobody can set.
 type clockReading struct{ wall, steady time.Time }
 
 func readClock() clockReading { return clockReading{wallClock(), time.Now()} }
@@ -22,3 +23,6 @@ func orNull(t time.Time) any {
 	}
 	return timestamp(t)
 }
+
+// timestampUnit is the precision of what timestamp shows.
+const timestampUnit = time.Second

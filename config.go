@@ -43,6 +43,10 @@ type config struct {
 	// becomes another one, and a token that names another ID is never served.
 	ID string `json:"id"`
 
+	// Credentials changes with what WeChat is asked with: a token that names it shows
+	// that WeChat has accepted that.
+	Credentials string `json:"credentials,omitempty"`
+
 	AppID          string        `json:"appid"`
 	Secret         string        `json:"secret"`
 	SecretSetTime  time.Time     `json:"secret_set_time"`
@@ -73,6 +77,15 @@ func (cfg *config) endpoint() endpoint {
 	}
 }
 
+// host is where the calls of the account go, for those who share the way there.
+func (cfg *config) host() string {
+	u, err := url.Parse(cfg.BaseURL)
+	if err != nil {
+		return cfg.BaseURL
+	}
+	return u.Host
+}
+
 // update returns the account with the fields that data names changed, cfg
 // being nil where there is none yet. It validates everything and leaves cfg
 // as it is. A change that makes it another account gives it a new ID.
@@ -91,18 +104,22 @@ func (cfg *config) update(data *framework.FieldData) (*config, error) {
 		return nil, errors.New("secret is required: write the account's AppSecret")
 	}
 	if cfg != nil && !sets(data, "secret") {
-		for _, route := range []struct{ field, now, before string }{
-			{"base_url", next.BaseURL, cfg.BaseURL},
-			{"proxy_url", next.ProxyURL, cfg.ProxyURL},
-			{"ca_pem", next.CAPEM, cfg.CAPEM},
-		} {
-			if route.now != route.before {
-				return nil, fmt.Errorf("%s decides where the stored secret is sent: write secret in the same request", route.field)
+		// Whatever the value: to say only that it is another one would be to say when
+		// somebody has guessed the proxy's password.
+		for _, field := range []string{"base_url", "proxy_url", "ca_pem"} {
+			if sets(data, field) {
+				return nil, fmt.Errorf("%s decides where the stored secret is sent: write secret in the same request", field)
 			}
 		}
 	}
-	if cfg == nil || next.AppID != cfg.AppID || next.BaseURL != cfg.BaseURL {
+	if next.ProxyURL != "" && strings.HasPrefix(next.BaseURL, "http:") {
+		return nil, errors.New("proxy_url would send the secret in the clear to an http base_url, which is on this machine: write one of the two without the other")
+	}
+	if cfg == nil || next.AppID != cfg.AppID || next.BaseURL != cfg.BaseURL || next.CAPEM != cfg.CAPEM {
 		next.ID = rand.Text()
+	}
+	if cfg == nil || next.ID != cfg.ID || next.Secret != cfg.Secret {
+		next.Credentials = rand.Text()
 	}
 	return next, nil
 }
@@ -200,7 +217,7 @@ func validPort(u *url.URL) bool {
 }
 
 func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
+	if strings.ToLower(host) == "localhost" { //nolint:staticcheck // EqualFold takes a long s for an s
 		return true
 	}
 	ip := net.ParseIP(host)

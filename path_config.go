@@ -89,9 +89,6 @@ func (b *backend) configPaths() []*framework.Path {
 			Summary:      summary,
 			Responses:    responses,
 			DisplayAttrs: &framework.DisplayAttributes{OperationVerb: verb, OperationSuffix: "account"},
-			// What writes, and calls WeChat, is the active node's to do.
-			ForwardPerformanceStandby:   verb != "read",
-			ForwardPerformanceSecondary: verb != "read",
 		}
 	}
 	none := map[int][]framework.Response{http.StatusNoContent: {{Description: "Done"}}}
@@ -103,6 +100,7 @@ func (b *backend) configPaths() []*framework.Path {
 		description: configHelp,
 		fields:      configFields,
 		exists:      b.configExists,
+		anywhere:    []logical.Operation{logical.ReadOperation},
 		operations: map[logical.Operation]framework.OperationHandler{
 			logical.CreateOperation: write,
 			logical.UpdateOperation: write,
@@ -139,26 +137,19 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	var cfg *config
-	var invalid error
-	revoking, anotherAppID := b.keeper.pendingRevocation(name) != nil, false
-	verify := data.Get("verify").(bool) && sets(data, "appid", "secret", "base_url", "proxy_url", "ca_pem")
-	err = b.keeper.configure(ctx, req.Storage, name, verify, func(old *config) (*config, error) {
-		cfg, invalid = old.update(data)
-		anotherAppID = invalid == nil && old != nil && old.AppID != cfg.AppID
-		return cfg, invalid
-	})
-	if invalid != nil {
-		return logical.ErrorResponse(invalid.Error()), nil
-	}
+	verify := data.Get("verify").(bool) && sets(data, "appid", "secret", "base_url", "proxy_url", "ca_pem", "verify")
+	done, err := b.keeper.configure(ctx, req.Storage, name, verify, func(old *config) (*config, error) { return old.update(data) })
 	if err != nil {
 		return operatorResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(withoutRetryPromise(err)))
 	}
+	if done.invalid != nil {
+		return logical.ErrorResponse(done.invalid.Error()), nil
+	}
 	resp := &logical.Response{}
-	if revoking && anotherAppID {
+	if done.ended {
 		resp.AddWarning("The revocation that was pending has ended, incomplete: it was of the other appid's token.")
 	}
-	b.warnOfTwins(ctx, resp, name, cfg.AppID)
+	b.warnOfTwins(ctx, resp, name, done.appid)
 	if len(resp.Warnings) == 0 && !namesUnknown(data) {
 		return nil, nil
 	}
@@ -187,20 +178,37 @@ func withVerifyHint(err error) error {
 	return &hinted
 }
 
-// warnOfTwins adds a warning that names the mount's other accounts with the
-// same appid.
-func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name, appID string) {
+// warnOfTwins adds a warning that tells of the mount's other accounts with the same
+// appid at the same upstream. It names those of the same level, whose names the writer
+// may know, and counts the others.
+func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name string, ap *appid) {
 	timeout := time.NewTimer(twinsTimeout)
 	defer timeout.Stop()
 	select {
 	case <-b.keeper.loaded:
 	case <-ctx.Done():
 	case <-timeout.C:
-		resp.AddWarning("Not all accounts of this mount are loaded yet, so others with the same appid may not be named.")
+		resp.AddWarning("Not all accounts of this mount are loaded yet, so others with the same appid may not be told of.")
 	}
-	if others := b.keeper.twins(name, appID); len(others) > 0 {
-		resp.AddWarning(fmt.Sprintf("Other accounts of this mount have the same appid: %s. They share WeChat's token: a forced refresh of one replaces the token of all.", strings.Join(others, ", ")))
+	twins := ap.others(name)
+	level := name[:strings.LastIndex(name, "/")+1]
+	var near []string
+	for _, twin := range twins {
+		if strings.LastIndex(twin, "/")+1 == len(level) && strings.HasPrefix(twin, level) {
+			near = append(near, twin)
+		}
 	}
+	if len(twins) == 0 {
+		return
+	}
+	whom := strings.Join(near, ", ")
+	switch elsewhere := len(twins) - len(near); {
+	case elsewhere > 0 && whom != "":
+		whom += fmt.Sprintf(", and %d at other levels", elsewhere)
+	case elsewhere > 0:
+		whom = fmt.Sprintf("%d at other levels", elsewhere)
+	}
+	resp.AddWarning(fmt.Sprintf("Other accounts of this mount have the same appid: %s. They share WeChat's token: a forced refresh of one replaces the token of all.", whom))
 }
 
 func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
@@ -208,7 +216,7 @@ func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, data *
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	return nil, b.keeper.remove(ctx, req.Storage, name)
+	return nil, b.keeper.delete(ctx, req.Storage, name)
 }
 
 const configHelp = `

@@ -28,12 +28,10 @@ func (b *backend) refreshPaths() []*framework.Path {
 		},
 		operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
-				Callback:                    b.refreshToken,
-				Summary:                     "Report a rejected token; WeChat is asked once if need be.",
-				DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: "refresh", OperationSuffix: "token"},
-				Responses:                   map[int][]framework.Response{http.StatusOK: {{Description: "What holds now", Fields: response}}},
-				ForwardPerformanceStandby:   true,
-				ForwardPerformanceSecondary: true,
+				Callback:     b.refreshToken,
+				Summary:      "Report a rejected token; WeChat is asked once if need be.",
+				DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "refresh", OperationSuffix: "token"},
+				Responses:    map[int][]framework.Response{http.StatusOK: {{Description: "The resulting token", Fields: response}}},
 			},
 		},
 	})
@@ -44,7 +42,7 @@ func (b *backend) refreshToken(ctx context.Context, req *logical.Request, data *
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	st, changed, err := b.keeper.refreshNow(ctx, req.Storage, name, data.Get("rejected_token").(string))
+	st, changed, err := b.keeper.report(ctx, req.Storage, name, data.Get("rejected_token").(string))
 	if err != nil {
 		return failureResponse(fmt.Sprintf("the token of account %q was not refreshed", name), err)
 	}

@@ -41,7 +41,7 @@ func TestARejectedTokenIsReplacedIfWeChatHasAnother(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		old := m.read("demo")
-		time.Sleep(settleTime)
+		time.Sleep(minCallInterval)
 		outside := m.sim.ForceOutside(testAppID)
 		got := m.refresh(old["access_token"])
 		require.Equal(t, true, got["changed"])
@@ -54,7 +54,7 @@ func TestARejectedTokenThatWeChatStandsByIsNotForced(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		token := m.read("demo")
-		time.Sleep(settleTime)
+		time.Sleep(minCallInterval)
 		calls := m.calls()
 		for range 100 {
 			got := m.refresh(token["access_token"])
@@ -62,7 +62,7 @@ func TestARejectedTokenThatWeChatStandsByIsNotForced(t *testing.T) {
 			require.Equal(t, token["last_vault_rotation"], got["last_vault_rotation"])
 		}
 		require.Equal(t, calls+1, m.calls(), "within ten seconds WeChat is asked once")
-		time.Sleep(settleTime)
+		time.Sleep(minCallInterval)
 		m.refresh(nil)
 		require.Equal(t, calls+2, m.calls())
 		seen, _ := m.forcedCalls()
@@ -74,7 +74,7 @@ func TestAThousandReportsMakeOneCall(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		old := m.read("demo")["access_token"]
-		time.Sleep(settleTime)
+		time.Sleep(minCallInterval)
 		calls := m.calls()
 		m.sim.ForceOutside(testAppID)
 		m.sim.SetLatency(500 * time.Millisecond)
@@ -99,7 +99,7 @@ func TestAReportRightAfterAnAnswerIsAnsweredFromIt(t *testing.T) {
 		token := m.read("demo")["access_token"]
 		m.sim.ForceOutside(testAppID)
 		require.Equal(t, false, m.refresh(token)["changed"], "the write asked WeChat less than ten seconds ago")
-		time.Sleep(settleTime)
+		time.Sleep(minCallInterval)
 		require.Equal(t, true, m.refresh(token)["changed"])
 	})
 }
@@ -126,7 +126,7 @@ func TestAReportWeChatCannotAnswerIsAnErrorAndTheTokenStays(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.write("demo", nil)
 				token := m.read("demo")["access_token"]
-				time.Sleep(settleTime)
+				time.Sleep(minCallInterval)
 				m.sim.Inject(c.fault)
 				calls := m.calls()
 				for range 20 {
@@ -145,13 +145,13 @@ func TestAReportSoonAfterAFailedAnswerIsAnsweredFromIt(t *testing.T) {
 		m.write("demo", nil)
 		token := m.read("demo")["access_token"]
 		m.reopenWithoutBackground() // which would try again in between
-		time.Sleep(settleTime)
+		time.Sleep(minCallInterval)
 		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: 503, Times: 1})
 		calls := m.calls()
 		report := map[string]any{"rejected_token": token}
 		_, first := m.refused(logical.UpdateOperation, "refresh/demo", report)
 		require.Contains(t, first, "HTTP 503")
-		for _, after := range []time.Duration{2 * time.Second, settleTime - time.Millisecond} { // the backoff is a second
+		for _, after := range []time.Duration{2 * time.Second, minCallInterval - time.Millisecond} { // the backoff is a second
 			time.Sleep(time.Until(m.sim.Calls("")[calls].Time.Add(after)))
 			status, text := m.refused(logical.UpdateOperation, "refresh/demo", report)
 			require.Equal(t, http.StatusBadGateway, status)
@@ -181,10 +181,10 @@ func TestAReportOfATokenThatIsReplacedWaitsForNobody(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		old := m.read("demo")["access_token"]
-		time.Sleep(settleTime)
+		time.Sleep(minCallInterval)
 		m.sim.ForceOutside(testAppID)
 		require.Equal(t, true, m.refresh(old)["changed"])
-		time.Sleep(settleTime)
+		time.Sleep(minCallInterval)
 
 		m.sim.Inject(wechatsim.Fault{Kind: "hang"})
 		calls := m.calls()
@@ -206,7 +206,10 @@ func TestAReportIsNeverForwardedHalfDone(t *testing.T) {
 			op := m.Route(path).Operations[logical.UpdateOperation].Properties()
 			require.True(t, op.ForwardPerformanceStandby && op.ForwardPerformanceSecondary, path)
 		}
-		require.False(t, m.Route("token/demo").Operations[logical.ReadOperation].Properties().ForwardPerformanceStandby)
+		for path, forwarded := range map[string]bool{"token/demo": true, "status/demo": true, "config/demo": false} {
+			op := m.Route(path).Operations[logical.ReadOperation].Properties()
+			require.Equal(t, forwarded, op.ForwardPerformanceStandby && op.ForwardPerformanceSecondary, path)
+		}
 	})
 }
 
@@ -225,7 +228,7 @@ func TestRefreshRotateAndStatusOfAnUnknownOrImpossibleName(t *testing.T) {
 			}
 		}
 		require.Empty(t, m.stored())
-		require.Empty(t, m.keeper.tracked)
+		require.Empty(t, m.keeper.accounts)
 	})
 }
 
@@ -244,7 +247,7 @@ func TestAnOutsideReplacementThatOneNameNoticesReachesAllOfItsAppID(t *testing.T
 		m.write("demo", nil)
 		m.write("twin", nil)
 		token := m.read("twin")["access_token"]
-		time.Sleep(settleTime)
+		time.Sleep(minCallInterval)
 		m.sim.ForceOutside(testAppID)
 		require.Equal(t, true, m.refresh(token)["changed"])
 		synctest.Wait()

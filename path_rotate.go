@@ -2,7 +2,6 @@ package wechat
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -29,12 +28,10 @@ func (b *backend) rotatePaths() []*framework.Path {
 		},
 		operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
-				Callback:                    b.rotateToken,
-				Summary:                     "Replace the account's token by force: the old one dies for everybody.",
-				DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: "rotate", OperationSuffix: "token"},
-				Responses:                   map[int][]framework.Response{http.StatusOK: {{Description: "What holds now", Fields: response}}},
-				ForwardPerformanceStandby:   true,
-				ForwardPerformanceSecondary: true,
+				Callback:     b.rotateToken,
+				Summary:      "Replace the account's token by force: the old one dies for everybody.",
+				DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "rotate", OperationSuffix: "token"},
+				Responses:    map[int][]framework.Response{http.StatusOK: {{Description: "The resulting token", Fields: response}}},
 			},
 		},
 	})
@@ -71,9 +68,9 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 // rotateFailure says in what err leaves the account.
 func (b *backend) rotateFailure(name string, revoke bool, err error) string {
 	switch {
-	case problemOf(err).noEffect() && b.keeper.pendingRevocation(name) != nil:
+	case hadNoEffect(err) && b.keeper.revoking(name):
 		return fmt.Sprintf("the token of account %q was not replaced now, and the revocation that is pending goes on", name)
-	case problemOf(err).noEffect(), errors.Is(err, errNotBegun):
+	case hadNoEffect(err):
 		return fmt.Sprintf("the token of account %q was not replaced", name)
 	case revoke:
 		return fmt.Sprintf("whether the token of account %q was replaced is not known, and the revocation goes on in the background", name)

@@ -3,7 +3,6 @@ package wechat
 import (
 	"context"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -12,14 +11,6 @@ import (
 )
 
 const statusPrefix = "status/"
-
-// The states of an account.
-const (
-	statePending  = "pending"  // no token was ever fetched
-	stateHealthy  = "healthy"  // the token holds and the last attempt succeeded
-	stateDegraded = "degraded" // the token holds, the last attempt failed
-	stateFailing  = "failing"  // there is no valid token
-)
 
 // revocationPending is shown while the second forced refresh of a revocation is
 // still to come.
@@ -44,11 +35,14 @@ func (b *backend) statusPaths() []*framework.Path {
 					"expire_time":          {Type: framework.TypeString, Description: "When the current token ends at the latest."},
 					"next_refresh_time":    {Type: framework.TypeString, Description: "When the current token is due to be replaced."},
 					"last_success_time":    {Type: framework.TypeString, Description: "When WeChat last answered with a token, since the plugin started."},
-					"last_error":           {Type: framework.TypeMap, Description: "The last attempt, if it failed: errcode, class, message, rid, time, advice."},
+					"last_error":           {Type: framework.TypeMap, Description: "The last attempt, if it failed: errcode, class, message, time, advice."},
 					"consecutive_failures": {Type: framework.TypeInt, Description: "Failed attempts since the last one that did not fail."},
 					"next_attempt_time":    {Type: framework.TypeString, Description: "When the engine asks WeChat next by itself, after a failure."},
 					"rotations_remaining":  {Type: framework.TypeInt, Description: "Forced refreshes of this appid left in the rolling 24 hours."},
 					"revocation":           {Type: framework.TypeString, Description: "pending, or when the last revocation was complete."},
+					"rejections":           {Type: framework.TypeInt, Description: "Reports of the current token that WeChat answered by still accepting it."},
+					"last_rejection_time":  {Type: framework.TypeString, Description: "When the last such report came."},
+					"tickets":              {Type: framework.TypeMap, Description: "Per type of ticket used since the plugin started: state, last_vault_rotation, last_success_time, last_error."},
 				}}}},
 			},
 		},
@@ -60,16 +54,12 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	st, err := b.keeper.look(ctx, req.Storage, name)
+	st, err := b.keeper.stateOf(ctx, req.Storage, name)
 	if err != nil {
 		return nil, err
 	}
 	if st == nil {
 		return unknownAccount(req, name), nil
-	}
-	h, err := readHistory(ctx, req.Storage, st.appID)
-	if err != nil {
-		return nil, err
 	}
 	now := wallClock()
 	fields := map[string]any{
@@ -82,34 +72,73 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 		"last_error":           nil,
 		"consecutive_failures": 0,
 		"next_attempt_time":    nil,
-		"rotations_remaining":  h.remaining(),
+		"rotations_remaining":  st.budget(),
 		"revocation":           nil,
+		"rejections":           st.rejections,
+		"last_rejection_time":  orNull(st.lastRejection),
+		"tickets":              b.keeper.ticketStatus(name, st, now),
 	}
 	if t := st.token; t != nil {
 		fields["last_vault_rotation"] = t.RotatedAt.Format(time.RFC3339Nano)
 		fields["expire_time"] = timestamp(t.ExpireTime)
-		fields["next_refresh_time"] = timestamp(st.due)
+		fields["next_refresh_time"] = timestamp(st.dueTime())
 		fields["revocation"] = orNull(t.RevokedAt)
 	}
 	if b.keeper.isRevoking(ctx, req.Storage, name, st) {
 		fields["revocation"] = revocationPending
 	}
-	if f := st.failure; f != nil {
-		last := map[string]any{
-			"errcode": nil, "class": string(f.class), "message": f.message(),
-			"rid": nil, "time": timestamp(f.at), "advice": f.advice,
-		}
-		if f.errcode != 0 {
-			last["errcode"] = f.errcode
-		}
-		if f.rid != "" {
-			last["rid"] = f.rid
-		}
-		fields["last_error"] = last
+	if f := st.trouble(); f != nil {
+		fields["last_error"] = f.fields()
 		fields["consecutive_failures"] = f.count
 		fields["next_attempt_time"] = timestamp(st.wake())
 	}
 	return &logical.Response{Data: fields}, nil
+}
+
+// fields is what status/ shows of a failure.
+func (f *failure) fields() map[string]any {
+	fields := map[string]any{
+		"errcode": nil, "class": string(f.class), "message": f.message(),
+		"time": timestamp(f.at), "advice": f.advice,
+	}
+	if f.errcode != 0 {
+		fields["errcode"] = f.errcode
+	}
+	return fields
+}
+
+// ticketStatus is what status/ shows of the account's tickets, nil if none was used.
+func (k *keeper) ticketStatus(name string, st *state, now time.Time) any {
+	a := k.lookup(name)
+	if a == nil {
+		return nil
+	}
+	all := map[string]any{}
+	for kind := range ticketTypes {
+		t := a.tickets[kind].Load()
+		if t == nil {
+			continue
+		}
+		ts := t.state.Load()
+		if !ts.of(st) {
+			continue
+		}
+		fields := map[string]any{
+			"state": ts.health(now), "last_vault_rotation": nil,
+			"last_success_time": orNull(ts.lastSuccess), "last_error": nil,
+		}
+		if ts.ticket != nil {
+			fields["last_vault_rotation"] = ts.ticket.RotatedAt.Format(time.RFC3339Nano)
+		}
+		if f := ts.trouble(); f != nil {
+			fields["last_error"] = f.fields()
+		}
+		all[kind.String()] = fields
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all
 }
 
 // listStatus lists one level of the accounts, with the health of each; a level
@@ -128,14 +157,14 @@ func (b *backend) listStatus(ctx context.Context, req *logical.Request, data *fr
 	if err != nil {
 		return nil, err
 	}
-	keys = page(storedNames(keys), data.Get("after").(string), data.Get("limit").(int))
+	keys = page(storedNames(keys), data)
 	now := wallClock()
 	info := make(map[string]any, len(keys))
 	for _, key := range keys {
 		if strings.HasSuffix(key, "/") {
 			continue
 		}
-		st, err := b.keeper.look(ctx, req.Storage, level+key)
+		st, err := b.keeper.stateOf(ctx, req.Storage, level+key)
 		fields := map[string]any{"appid": nil, "state": stateFailing, "expire_time": nil}
 		switch {
 		case ctx.Err() != nil:
@@ -152,35 +181,6 @@ func (b *backend) listStatus(ctx context.Context, req *logical.Request, data *fr
 		info[key] = fields
 	}
 	return logical.ListResponseWithInfo(keys, info), nil
-}
-
-// page cuts a part out of keys, which are sorted: those after the given one, and
-// no more than limit, 0 being all.
-func page(keys []string, after string, limit int) []string {
-	if after != "" {
-		n, found := slices.BinarySearch(keys, after)
-		if found {
-			n++
-		}
-		keys = keys[n:]
-	}
-	if limit > 0 && limit < len(keys) {
-		keys = keys[:limit]
-	}
-	return keys
-}
-
-// health is the account's state in one word.
-func (st *state) health(now time.Time) string {
-	switch {
-	case st.token == nil && st.failure == nil:
-		return statePending
-	case !st.usable(now):
-		return stateFailing
-	case st.failure != nil:
-		return stateDegraded
-	}
-	return stateHealthy
 }
 
 const statusHelp = `

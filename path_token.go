@@ -56,6 +56,9 @@ func (b *backend) readTokenPath(ctx context.Context, req *logical.Request, data 
 
 // readToken answers a read of token/name, be name valid or not.
 func (b *backend) readToken(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
+	if !b.keeper.writable() { // as onActive has it, which this path passes by
+		return nil, logical.ErrReadOnly
+	}
 	if b.keeper.lookup(name) == nil { // what is in memory has passed the check
 		if err := checkName(name); err != nil {
 			return logical.ErrorResponse(err.Error()), nil
@@ -76,7 +79,7 @@ func (b *backend) readToken(ctx context.Context, req *logical.Request, name stri
 		"last_vault_rotation": st.token.RotatedAt.Format(time.RFC3339Nano),
 		"expire_time":         timestamp(st.token.ExpireTime),
 	}}
-	if !now.Before(st.due) && st.failure != nil {
+	if st.failure != nil && !st.failure.at.Before(st.due) {
 		resp.AddWarning(fmt.Sprintf("This token is valid until %s but could not be replaced yet: %s. Next attempt at %s.",
 			timestamp(st.token.end()), st.failure, timestamp(st.failure.next)))
 	}

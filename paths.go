@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,6 +26,7 @@ type accountPath struct {
 	fields      map[string]*framework.FieldSchema // besides the name
 	operations  map[logical.Operation]framework.OperationHandler
 	exists      framework.ExistenceFunc
+	anywhere    []logical.Operation     // what every node answers; the rest is the active node's
 	list        framework.OperationFunc // nil lists the names alone
 }
 
@@ -44,6 +46,11 @@ func (b *backend) paths(area accountPath) []*framework.Path {
 		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix, ItemType: "Account"},
 	}
 	maps.Copy(item.Fields, area.fields)
+	for operation, handler := range item.Operations {
+		if !slices.Contains(area.anywhere, operation) {
+			item.Operations[operation] = b.onActive(handler.(*framework.PathOperation))
+		}
+	}
 	if area.noun == "" {
 		return []*framework.Path{item}
 	}
@@ -54,36 +61,57 @@ func (b *backend) paths(area accountPath) []*framework.Path {
 		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 	}
 	callback, keyInfo := area.list, map[string]*framework.FieldSchema{}
+	all.Fields = maps.Clone(listFields)
 	if callback == nil {
 		callback = b.listAccounts
 	} else {
-		maps.Copy(item.Fields, listFields)
-		all.Fields = listFields
+		all.Fields["recursive"] = recursiveField
 		keyInfo["key_info"] = &framework.FieldSchema{Type: framework.TypeMap, Description: "What is known of each name."}
 	}
+	maps.Copy(item.Fields, all.Fields)
 	list := func(suffix string) map[logical.Operation]framework.OperationHandler {
 		response := map[string]*framework.FieldSchema{
 			"keys": {Type: framework.TypeStringSlice, Description: "Names, and with a trailing slash the levels below."},
 		}
 		maps.Copy(response, keyInfo)
-		return map[logical.Operation]framework.OperationHandler{logical.ListOperation: &framework.PathOperation{
+		operation := &framework.PathOperation{
 			Callback:     callback,
 			Summary:      "List the accounts of a level.",
 			DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "list", OperationSuffix: area.noun + suffix},
 			Responses:    map[int][]framework.Response{http.StatusOK: {{Description: "The accounts", Fields: response}}},
-		}}
+		}
+		if area.list != nil { // it tells more than storage has
+			operation = b.onActive(operation)
+		}
+		return map[logical.Operation]framework.OperationHandler{logical.ListOperation: operation}
 	}
 	all.Operations = list("")
 	maps.Copy(item.Operations, list("-below"))
 	return []*framework.Path{item, all}
 }
 
-// listFields are the parameters of a list that may be long.
-var listFields = map[string]*framework.FieldSchema{
-	"recursive": {Type: framework.TypeBool, Query: true, Description: "List the accounts of all levels below, too."},
-	"after":     {Type: framework.TypeString, Query: true, Description: "List only what comes after this name."},
-	"limit":     {Type: framework.TypeInt, Query: true, Description: "List no more than this; 0 lists all."},
+// onActive makes an operation the active node's. What other nodes have in memory is
+// stale until an invalidation arrives, and they have handed out dead tokens: there it
+// ends before anything is looked at, and Vault forwards the request.
+func (b *backend) onActive(operation *framework.PathOperation) *framework.PathOperation {
+	active := *operation
+	active.ForwardPerformanceStandby, active.ForwardPerformanceSecondary = true, true
+	active.Callback = func(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+		if !b.keeper.writable() {
+			return nil, logical.ErrReadOnly
+		}
+		return operation.Callback(ctx, req, data)
+	}
+	return &active
 }
+
+// listFields are the parameters of every list.
+var listFields = map[string]*framework.FieldSchema{
+	"after": {Type: framework.TypeString, Query: true, Description: "List only what comes after this name."},
+	"limit": {Type: framework.TypeInt, Query: true, Description: "List no more than this; 0 or -1 lists all."},
+}
+
+var recursiveField = &framework.FieldSchema{Type: framework.TypeBool, Query: true, Description: "List the accounts of all levels below, too."}
 
 // accountName returns the name in the request's path.
 func accountName(data *framework.FieldData) (string, error) {
@@ -111,7 +139,22 @@ func (b *backend) listAccounts(ctx context.Context, req *logical.Request, data *
 	if err != nil {
 		return nil, err
 	}
-	return logical.ListResponse(storedNames(keys)), nil
+	return logical.ListResponse(page(storedNames(keys), data)), nil
+}
+
+// page cuts a part out of keys, which are sorted, by the parameters of the list.
+func page(keys []string, data *framework.FieldData) []string {
+	if after := data.Get("after").(string); after != "" {
+		n, found := slices.BinarySearch(keys, after)
+		if found {
+			n++
+		}
+		keys = keys[n:]
+	}
+	if limit := data.Get("limit").(int); limit > 0 && limit < len(keys) {
+		keys = keys[:limit]
+	}
+	return keys
 }
 
 // unknownAccount is the answer where a name is not configured.
@@ -165,8 +208,8 @@ func checkTypes(schema map[string]*framework.FieldSchema, data map[string]any) e
 				return fmt.Errorf("%s must be true or false", field)
 			}
 		case framework.TypeInt:
-			if n, err := parseutil.ParseInt(value); err != nil || n < 0 || n > math.MaxInt32 {
-				return fmt.Errorf("%s must be a whole number and not negative", field)
+			if n, err := parseutil.ParseInt(value); err != nil || n < -1 || n > math.MaxInt32 {
+				return fmt.Errorf("%s must be a whole number, or -1 for all", field)
 			}
 		case framework.TypeDurationSecond:
 			if _, err := wholeSeconds(value); err != nil {

@@ -206,9 +206,7 @@ func TestRevokeIsFollowedByASecondForcedRefresh(t *testing.T) {
 		"sealed for an hour": func(m *mount) { m.close(); time.Sleep(time.Hour); m.open() },
 		"carried by the write-ahead log alone": func(m *mount) {
 			// As if the log could not be listed at the start.
-			m.keeper.mu.Lock()
-			clear(m.keeper.revocations)
-			m.keeper.mu.Unlock()
+			m.keeper.lookup("demo").revocation.Store(nil)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -473,7 +471,7 @@ func TestAnAccountThatIsCreatedAgainHasNoRevocationPending(t *testing.T) {
 		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
 		m.ok(logical.DeleteOperation, "config/demo", nil)
 		require.Empty(t, m.walEntries())
-		require.Empty(t, m.keeper.revocations)
+		require.Nil(t, m.keeper.lookup("demo"))
 		m.write("demo", nil) // before the background would have looked at it
 		require.Nil(t, m.statusOf("demo")["revocation"])
 		m.ticks(5)
@@ -548,7 +546,7 @@ func TestTheBudgetIsThatOfTheLast24Hours(t *testing.T) {
 		resp := m.ok(logical.UpdateOperation, "rotate/demo", nil)
 		require.Equal(t, 4, resp.Data["rotations_remaining"])
 		var kept history
-		require.NoError(t, mustGet(m, historyKey(testAppID)).DecodeJSON(&kept))
+		require.NoError(t, mustGet(m, historyKey(account1Config())).DecodeJSON(&kept))
 		require.Len(t, kept.Forced, forcedPerDay-4, "storage forgets what no longer counts")
 		time.Sleep(day)
 		require.Equal(t, forcedPerDay, m.statusOf("demo")["rotations_remaining"])
@@ -664,7 +662,7 @@ func forceWithFaults(t *testing.T, operation string, wechat wechatsim.Fault, sto
 		m.write("demo", nil)
 		m.write("twin", nil)
 		leaked := m.read("demo")["access_token"].(string)
-		time.Sleep(settleTime) // or a refresh would be answered from the last answer
+		time.Sleep(minCallInterval) // or a refresh would be answered from the last answer
 		if wechat.Kind != "" {
 			wechat.Times = 1
 			m.sim.Inject(wechat)
@@ -783,11 +781,12 @@ func TestAForcedCallThatArrivesLateIsNoticed(t *testing.T) {
 func TestAClockThatWasSetBackBlocksNobodyAndLosesNoCount(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
-		ahead := make([]time.Time, forcedPerDay-1)
+		ahead := make([]forcedCall, forcedPerDay-1)
 		for i := range ahead {
-			ahead[i] = wallClock().Add(time.Hour)
+			ahead[i].At = wallClock().Add(time.Hour)
 		}
-		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(testAppID), &history{Version: schemaVersion, Forced: ahead}))
+		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(account1Config()), &history{Version: schemaVersion, Forced: ahead}))
+		m.reopen()
 		require.Equal(t, 0, m.ok(logical.UpdateOperation, "rotate/demo", nil).Data["rotations_remaining"])
 		time.Sleep(forcedSpacing)
 		status, _ := m.refused(logical.UpdateOperation, "rotate/demo", nil)

@@ -3,6 +3,7 @@ package wechat
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -15,6 +16,7 @@ import (
 const (
 	configPrefix   = "config/"
 	tokenPrefix    = "token/"
+	ticketPrefix   = "ticket/"
 	rotationPrefix = "rotation/"
 )
 
@@ -87,3 +89,55 @@ func writeEntry(ctx context.Context, s logical.Storage, key string, v any) error
 	}
 	return s.Put(ctx, entry)
 }
+
+// storageProblem is the problem of a write that Vault's storage did not take.
+func storageProblem(err error) *problem {
+	p := &problem{rule: ruleStorage, detail: truncate(err.Error())}
+	if strings.Contains(err.Error(), "during setup") {
+		// Vault lets an external plugin write only if it was there when Vault was
+		// unsealed.
+		p.advice = "restart Vault, or seal and unseal it: when it was unsealed the plugin's binary was missing, and until then it lets the plugin write nothing"
+	}
+	return p
+}
+
+// asProblem is err as it is remembered. What is not a problem with WeChat is
+// one with storage.
+func asProblem(err error) *problem {
+	if p := problemOf(err); p != nil {
+		return p
+	}
+	return storageProblem(err)
+}
+
+const (
+	// walChange is the kind of the entries of the write-ahead log that guard a change
+	// of an account that takes several writes: its creation, its becoming another
+	// account, and its deletion.
+	walChange = "change"
+
+	// walRevocation is the kind of the entries that carry a revocation until it
+	// is complete.
+	walRevocation = "revocation"
+)
+
+// change is the data of a walChange entry. It names only the account: what is
+// to be done follows from what is in storage at the time, so an entry that is
+// stale, or is rolled back twice, does no harm.
+type change struct {
+	Name string `json:"name"`
+}
+
+// decodeWAL brings the data of an entry, which Vault hands over as a map, into
+// its type.
+func decodeWAL(data, into any) error {
+	raw, err := json.Marshal(data)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, into)
+}
+
+// errPending tells Vault to keep an entry of the write-ahead log; it does not log
+// that.
+var errPending = errors.New("still pending")

@@ -6,16 +6,12 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/plugin"
 
 	wechat "github.com/vault-wechat/vault-plugin-secrets-wechat"
 )
-
-// parentCheck is how often the process looks whether Vault is still there.
-const parentCheck = time.Second
 
 func main() {
 	for _, arg := range os.Args[1:] {
@@ -27,7 +23,7 @@ func main() {
 	}
 	fitRuntime()
 	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: os.Stderr, JSONFormat: true})
-	go exitWithParent(logger, os.Getppid())
+	exitWithVault(logger)
 	err := plugin.ServeMultiplex(&plugin.ServeOpts{BackendFactoryFunc: wechat.Factory, Logger: logger})
 	if err != nil {
 		logger.Error("the plugin cannot serve", "error", err)
@@ -46,17 +42,5 @@ func fitRuntime() {
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(200)
-	}
-}
-
-// exitWithParent ends the process when the parent it was started by is gone. A
-// Vault that is killed does not tell its plugins; without this the process
-// would stay, and go on calling WeChat for nobody.
-func exitWithParent(logger hclog.Logger, parent int) {
-	for range time.Tick(parentCheck) {
-		if os.Getppid() != parent {
-			logger.Warn("Vault is gone, the plugin ends")
-			os.Exit(1)
-		}
 	}
 }

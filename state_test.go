@@ -28,12 +28,19 @@ func granted(token string, asked, lifetime float64) *tokenAnswer {
 }
 
 // adopted is the token that an answer makes of old.
-func adopted(g *tokenAnswer, old *token) *token { return g.adopt(old, "account-1", 0) }
+func adopted(g *tokenAnswer, old *token) *token {
+	return tokenFrom(g, old, &config{ID: "account-1"}, 0, false)
+}
 
 // fresh is the state after a first answer at noon.
 func fresh(lifetime float64) *state {
-	st := &state{accountID: "account-1", appID: testAppID}
+	st := nothingFetched()
 	return answered(st, granted("T1", 0, lifetime))
+}
+
+// nothingFetched is the state of an account whose token nobody has asked for yet.
+func nothingFetched() *state {
+	return &state{accountID: "account-1", appID: testAppID, appid: &appid{}}
 }
 
 // answered is the state after an answer.
@@ -47,7 +54,7 @@ func failedAt(st *state, at float64) *state {
 func TestAdopt(t *testing.T) {
 	old := adopted(granted("T1", 0, 7200), nil)
 	for name, c := range map[string]struct {
-		grant   *tokenAnswer
+		answer  *tokenAnswer
 		old     *token
 		rotated time.Time
 		expires time.Time
@@ -65,8 +72,8 @@ func TestAdopt(t *testing.T) {
 		"another token at an earlier moment":          {granted("T2", -1, 7200), old, after(-1), after(7199)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := adopted(c.grant, c.old)
-			require.Equal(t, c.grant.token, got.AccessToken)
+			got := adopted(c.answer, c.old)
+			require.Equal(t, c.answer.token, got.AccessToken)
 			require.Equal(t, "account-1", got.AccountID)
 			require.Equal(t, schemaVersion, got.Version)
 			require.Equal(t, c.rotated, got.RotatedAt)
@@ -96,7 +103,8 @@ func TestTTL(t *testing.T) {
 		"capped to the least cap":              {7200, 10 * time.Second, 0, 10},
 		"without a cap until due":              {7200, 0, 0, 6910},
 		"below the cap until due":              {7200, day, 100, 6810},
-		"fractions are cut":                    {7200, 0, 0.1, 6909},
+		"fractions are rounded up":             {7200, 0, 0.1, 6910},
+		"but not past the end":                 {7200, 0, 7190.5, 9},
 		"just before it is due":                {7200, 4 * time.Minute, 6908, 5},
 		"when it is due":                       {7200, 4 * time.Minute, 6910, 10},
 		"due, the least cap":                   {7200, 10 * time.Second, 7000, 10},
@@ -122,8 +130,8 @@ func TestATokenWithLessThanFiveSecondsLeftCountsAsEnded(t *testing.T) {
 	st := fresh(7200)
 	require.True(t, st.usable(after(7195)))
 	require.False(t, st.usable(after(7195.001)))
-	require.False(t, st.settled(after(7195.001)))
-	require.False(t, failedAt(st, 7190).settled(after(7195.001)), "nor is it served because WeChat fails")
+	require.False(t, st.servable(after(7195.001)))
+	require.False(t, failedAt(st, 7190).servable(after(7195.001)), "nor is it served because WeChat fails")
 	require.False(t, (&state{}).usable(noon))
 }
 
@@ -142,11 +150,11 @@ func TestReadsAreServedFromMemory(t *testing.T) {
 		"near its end, the background being in time":         {failedAt(st, 7100), 7110.9, true},
 		"near its end, the background being late":            {failedAt(st, 7100), 7111, false},
 		"when it is due and an earlier comparison failed":    {failedAt(st, 5000), 6910, false},
-		"when it is due just after a comparison failed":      {failedAt(st, 6909.5), 6910, true},
+		"when it is due just after a comparison failed":      {failedAt(st, 6909.5), 6910, false},
 		"without any token":                                  {failedAt(&state{}, 0), 0.5, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			require.Equal(t, c.want, c.st.settled(after(c.at)))
+			require.Equal(t, c.want, c.st.servable(after(c.at)))
 		})
 	}
 }
@@ -155,7 +163,7 @@ func TestTheBackgroundWakesForWhatIsDue(t *testing.T) {
 	synced := func(lifetime float64, interval time.Duration) *state {
 		st := fresh(lifetime)
 		st.syncInterval = interval
-		st.scheduleSync(noon, 1)
+		st.scheduleSync(noon, st.syncInterval, 1)
 		return st
 	}
 	often := synced(7200, 5*time.Minute)
@@ -174,7 +182,7 @@ func TestTheBackgroundWakesForWhatIsDue(t *testing.T) {
 		"comparison failed":                    {failedAt(synced(7200, 5*time.Minute), 300), after(301)},
 		"comparison failed again and again":    {often, after(600)},
 		"refresh failed":                       {failedAt(synced(7200, 5*time.Minute), 6910), after(6911)},
-		"a failure that holds beyond due":      {failedAt(synced(300, 0), 9.5), after(10.5)},
+		"a failure that holds beyond due":      {failedAt(synced(300, 0), 9.5), after(10)},
 		"a failure that ends before it is due": {failedAt(synced(7200, 0), 1), after(2)},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -191,11 +199,11 @@ func TestTheBackgroundDoesNotAskAgainAtOnce(t *testing.T) {
 			due := fresh(lifetime)
 			due.due = noon
 			for name, st := range map[string]*state{
-				"a first token":                 {accountID: "account-1"},
+				"a first token":                 nothingFetched(),
 				"the same token when it is due": due,
 			} {
-				require.False(t, answered(st, g).wake().Before(after(took).Add(settleTime)),
-					"%s: a lifetime of %v s, answered after %v s, is asked for again sooner than settleTime", name, lifetime, took)
+				require.False(t, answered(st, g).wake().Before(after(took).Add(minCallInterval)),
+					"%s: a lifetime of %v s, answered after %v s, is asked for again sooner than minCallInterval", name, lifetime, took)
 			}
 		}
 	}
@@ -204,11 +212,11 @@ func TestTheBackgroundDoesNotAskAgainAtOnce(t *testing.T) {
 func TestSucceeded(t *testing.T) {
 	for name, c := range map[string]struct {
 		before   *state
-		grant    *tokenAnswer
+		answer   *tokenAnswer
 		end, due time.Time
 		expires  time.Time // as readers are told
 	}{
-		"a first token": {&state{}, granted("T1", 0, 7200), after(7200), after(6910), after(7200)},
+		"a first token": {nothingFetched(), granted("T1", 0, 7200), after(7200), after(6910), after(7200)},
 		"another token": {fresh(7200), granted("T2", 6910, 7200), after(14110), after(13820), after(14110)},
 		"another token with a shorter life": {
 			fresh(7200), granted("T2", 100, 600), after(700), after(410), after(700),
@@ -235,13 +243,13 @@ func TestSucceeded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := *c.before
-			got := answered(failedAt(c.before, -100), c.grant)
+			got := answered(failedAt(c.before, -100), c.answer)
 			require.Equal(t, before, *c.before, "a state is never changed")
-			require.Equal(t, c.grant.token, got.token.AccessToken)
+			require.Equal(t, c.answer.token, got.token.AccessToken)
 			require.Equal(t, c.end, got.token.end())
 			require.Equal(t, c.due, got.due)
 			require.Equal(t, c.expires, got.token.ExpireTime)
-			require.Equal(t, c.grant.answered, got.lastSuccess)
+			require.Equal(t, c.answer.answered, got.lastSuccess)
 			require.Nil(t, got.failure, "what failed before is forgotten")
 		})
 	}
@@ -283,8 +291,8 @@ func TestFailed(t *testing.T) {
 				require.Equal(t, at, st.failure.at)
 				require.GreaterOrEqual(t, st.failure.next.Sub(at), a.least)
 				require.LessOrEqual(t, st.failure.next.Sub(at), a.to)
-				require.True(t, st.failure.holds(at))
-				require.False(t, st.failure.holds(st.failure.next))
+				require.True(t, st.waits(at))
+				require.False(t, st.waits(st.failure.next))
 			}
 			require.Equal(t, before.token, st.token)
 			require.Equal(t, before.token.end(), st.token.end())
@@ -292,22 +300,23 @@ func TestFailed(t *testing.T) {
 			require.Equal(t, before.lastSuccess, st.lastSuccess)
 		})
 	}
-	require.False(t, (*failure)(nil).holds(noon))
+	require.False(t, fresh(7200).waits(noon))
 }
 
 func TestReconfiguredForgetsFailuresAndKeepsTheToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := failedAt(fresh(7200), 100)
-		st.generation = 7
+		st.version = 7
 		before := *st
-		got := st.reconfigured(&config{ID: "account-1", MaxTTL: time.Minute, SyncInterval: time.Hour}, 0.5)
+		got := st.reconfigured(&config{ID: "account-1", AppID: testAppID, MaxTTL: time.Minute, SyncInterval: time.Hour})
 		require.Equal(t, before, *st, "a state is never changed")
 		want := before
 		want.failure, want.maxTTL, want.syncInterval = nil, time.Minute, time.Hour
-		want.sync = wallClock().Add(30 * time.Minute)
+		require.WithinRange(t, got.sync, wallClock().Add(54*time.Minute), wallClock().Add(time.Hour))
+		want.sync = got.sync
 		require.Equal(t, &want, got)
 
-		got = got.reconfigured(&config{ID: "account-1"}, 0.5)
+		got = got.reconfigured(&config{ID: "account-1", AppID: testAppID})
 		require.Zero(t, got.maxTTL)
 		require.True(t, got.sync.IsZero())
 	})
@@ -318,73 +327,79 @@ func TestAStoredTokenIsOnlyUsedForItsAccount(t *testing.T) {
 		time.Sleep(time.Until(noon))
 		stored := adopted(granted("T1", 0.9, 7200), nil)
 		cfg := &config{ID: "account-1", AppID: testAppID, MaxTTL: time.Minute, SyncInterval: time.Hour}
-		st := newState(cfg, stored, 0, 0.25)
+		st := newState(cfg, &appid{}, stored, 0.25)
 		require.Equal(t, stored, st.token)
 		require.Equal(t, after(7200), st.token.end())
 		require.Equal(t, after(6910), st.due)
-		require.Equal(t, wallClock().Add(15*time.Minute), st.sync)
+		require.Equal(t, wallClock().Add(firstSync/4), st.sync)
 		require.Equal(t, time.Minute, st.maxTTL)
 
 		cfg.ID = "account-2"
-		st = newState(cfg, stored, 0, 0.25)
+		st = newState(cfg, &appid{}, stored, 0.25)
 		require.Nil(t, st.token)
 		require.True(t, st.wake().IsZero())
 		require.False(t, st.usable(after(1)))
 	})
 }
 
-func TestADoubtedTokenIsNotHandedOutUntilItIsConfirmedOrReplaced(t *testing.T) {
-	st := fresh(7200)
-	doubted := st.doubtedSince(after(100))
-	require.True(t, st.usable(after(100)), "a state is never changed")
-	require.False(t, doubted.usable(after(100)))
-	require.False(t, doubted.settled(after(100)))
-	require.False(t, failedAt(doubted, 100).settled(after(100)), "nor because WeChat fails")
-	require.Equal(t, after(100), doubted.wake())
+func TestAnUnconfirmedTokenIsNotHandedOutUntilItIsConfirmedOrReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(time.Until(after(100)))
+		st := fresh(7200)
+		require.True(t, st.usable(after(100)))
+		st.appid.begin(7)
+		require.False(t, st.usable(after(100)))
+		require.False(t, st.servable(after(100)))
+		require.False(t, failedAt(st, 100).servable(after(100)), "nor because WeChat fails")
+		require.True(t, after(100).Equal(st.wake()), "the background asks at once")
 
-	for name, token := range map[string]string{"confirmed": "T1", "replaced": "T2"} {
-		t.Run(name, func(t *testing.T) {
-			got := answered(doubted, granted(token, 101, 7099))
-			require.True(t, got.settled(after(101)))
-			require.Equal(t, token, got.token.AccessToken)
-			require.Equal(t, after(6910), got.due)
-		})
-	}
+		for name, token := range map[string]string{"confirmed": "T1", "replaced": "T2"} {
+			g := granted(token, 101, 7099)
+			got := st.succeeded(g, tokenFrom(g, st.token, &config{ID: "account-1"}, 7, false), 1)
+			require.True(t, got.servable(after(101)), name)
+			require.Equal(t, token, got.token.AccessToken, name)
+			require.Equal(t, after(6910), got.due, name)
+		}
 
-	t.Run("after a restart", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			stored := adopted(granted("T1", 0, 7200), nil)
-			got := newState(&config{ID: "account-1"}, stored, 1, 0)
-			require.Equal(t, stored, got.token)
-			require.False(t, got.usable(after(100)), "a token of another epoch may be dead")
-		})
+		stored := adopted(granted("T1", 0, 7200), nil)
+		got := newState(&config{ID: "account-1"}, st.appid, stored, 0)
+		require.Equal(t, stored, got.token)
+		require.False(t, got.usable(after(100)), "after a restart, too, a token of another epoch may be dead")
 	})
 }
 
 func TestATokenRemembersHowOftenItWasReplacedByForce(t *testing.T) {
 	const epoch = 3
-	old := granted("T1", 0, 7200).adopt(nil, "account-1", epoch)
+	old := tokenFrom(granted("T1", 0, 7200), nil, &config{ID: "account-1"}, epoch, false)
+	require.Zero(t, old.Forced)
 	old.Forced, old.RevokedAt = 5, after(-1)
 	for name, c := range map[string]struct {
 		token   string
 		account string
-		epoch   int
+		epoch   int64
+		asked   float64
+		forced  bool
 		want    int
 	}{
-		"the same token":                        {"T1", "account-1", epoch, 5},
-		"the same token after a forced call":    {"T1", "account-1", epoch + 1, 5},
-		"another token in its time":             {"T2", "account-1", epoch, 5},
-		"another token after a forced call":     {"T2", "account-1", epoch + 1, 6},
-		"another account's token":               {"T2", "account-2", epoch, 0},
-		"another account's after a forced call": {"T2", "account-2", epoch + 1, 0},
+		"the same token":                        {"T1", "account-1", epoch, 100, false, 5},
+		"the same token after a forced call":    {"T1", "account-1", epoch + 1, 100, false, 5},
+		"the same token of a forced call":       {"T1", "account-1", epoch + 1, 100, true, 5},
+		"another token in its time":             {"T2", "account-1", epoch, 100, false, 5},
+		"another token after a forced call":     {"T2", "account-1", epoch + 1, 100, false, 6},
+		"another token after one, near its end": {"T2", "account-1", epoch + 1, 6901, false, 5},
+		"another token of a forced call":        {"T2", "account-1", epoch + 1, 100, true, 6},
+		"another token of one, near its end":    {"T2", "account-1", epoch + 1, 6901, true, 6},
+		"another account's token":               {"T2", "account-2", epoch, 100, false, 0},
+		"another account's after a forced call": {"T2", "account-2", epoch + 1, 100, false, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := granted(c.token, 100, 7100).adopt(old, c.account, c.epoch)
+			got := tokenFrom(granted(c.token, c.asked, 7100), old, &config{ID: c.account}, c.epoch, c.forced)
 			require.Equal(t, c.want, got.Forced)
 			require.Equal(t, c.epoch, got.Epoch)
 			require.Equal(t, c.account == "account-1", got.RevokedAt.Equal(old.RevokedAt))
 		})
 	}
+	require.Equal(t, 1, tokenFrom(granted("T1", 0, 7200), nil, &config{ID: "account-1"}, epoch, true).Forced, "it replaced one that the engine never had")
 }
 
 // TestAReaderAlwaysHoldsALiveToken tries readers that follow ttl against WeChat as
@@ -440,11 +455,11 @@ type followed struct {
 	slow   time.Duration // the longest that a call takes
 
 	st       *state
-	inFlight *tokenAnswer    // nil if no call is
-	answerAt time.Time // when it is answered
+	inFlight *tokenAnswer // nil if no call is
+	answerAt time.Time    // when it is answered
 
 	asked [2]time.Time // the last two calls since the engine started
-	hasty bool         // it made three within settleTime: a comparison and one that was due are two
+	hasty bool         // it made three within minCallInterval: a comparison and one that was due are two
 }
 
 func (f *followed) clock() time.Time { return f.now.Add(f.skew).UTC() }
@@ -459,7 +474,7 @@ func (f *followed) ask() {
 	if f.inFlight != nil {
 		return
 	}
-	f.hasty = f.hasty || !f.steps && f.now.Sub(f.asked[0]) < settleTime
+	f.hasty = f.hasty || !f.steps && f.now.Sub(f.asked[0]) < minCallInterval
 	f.asked = [2]time.Time{f.asked[1], f.now}
 	there, back := f.between(f.slow/2), f.between(f.slow/2)
 	g := &tokenAnswer{asked: f.clock(), answered: f.clock().Add(there + back)}
@@ -476,8 +491,8 @@ func (f *followed) take() {
 // restart forgets what is not stored.
 func (f *followed) restart() {
 	if f.st.token != nil {
-		st := newState(&config{ID: "account-1", MaxTTL: f.st.maxTTL, SyncInterval: f.st.syncInterval}, f.st.token, 0, 0)
-		st.scheduleSync(f.clock(), f.rng.Float64())
+		st := newState(&config{ID: "account-1", MaxTTL: f.st.maxTTL, SyncInterval: f.st.syncInterval}, f.st.appid, f.st.token, 0)
+		st.scheduleSync(f.clock(), st.syncInterval, f.rng.Float64())
 		f.st, f.asked = st, [2]time.Time{}
 	}
 }
@@ -493,6 +508,7 @@ func followTTL(seed uint64) (tokens int, err error) {
 		steps:  rng.IntN(4) == 0, slow: pick(0, time.Second, 30*time.Second),
 		st: &state{
 			accountID:    "account-1",
+			appid:        &appid{},
 			maxTTL:       pick(0, 10*time.Second, 4*time.Minute, 4*time.Minute, time.Hour),
 			syncInterval: pick(0, time.Minute, 5*time.Minute, 24*time.Hour),
 		},
@@ -528,7 +544,7 @@ func followTTL(seed uint64) (tokens int, err error) {
 		case f.inFlight != nil && !f.now.Before(f.answerAt):
 			f.take()
 		case !f.now.Before(otherAt): // another reader, or a restart of Vault
-			if !f.st.settled(f.clock()) {
+			if !f.st.servable(f.clock()) {
 				f.ask()
 			} else if f.inFlight == nil && rng.IntN(10) == 0 {
 				f.restart()
@@ -547,7 +563,7 @@ func followTTL(seed uint64) (tokens int, err error) {
 		if !waiting {
 			continue
 		}
-		if !asked && !f.st.settled(f.clock()) { // as keeper.read does, which holds the lock then
+		if !asked && !f.st.servable(f.clock()) { // as keeper.read does, which holds the lock then
 			asked = f.inFlight == nil
 			f.ask()
 			continue
@@ -567,7 +583,7 @@ func followTTL(seed uint64) (tokens int, err error) {
 		readAt = f.now.Add(sleep + min(f.between(time.Duration(float64(sleep)*jitter)), 3*time.Second))
 	}
 	if f.hasty {
-		return tokens, errors.New("WeChat was asked three times within settleTime")
+		return tokens, errors.New("WeChat was asked three times within minCallInterval")
 	}
 	return tokens, nil
 }

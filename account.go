@@ -1,0 +1,362 @@
+package wechat
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/logical"
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	// reloadInterval is how often the background tries to load what storage
+	// did not give.
+	reloadInterval = 30 * time.Second
+
+	// clockTolerance is how far the clock may be set back between two ticks
+	// without anything having to be done: the margins bear that much.
+	clockTolerance = 5 * time.Second
+)
+
+var (
+	errUnmounted = errors.New("the mount is being closed")
+	errChanged   = errors.New("the configuration of the account was changed meanwhile: try again")
+)
+
+// common is what the accounts of one mount have in common.
+type common struct {
+	log    hclog.Logger
+	client *client
+
+	// writable tells whether this node may write to storage; where it may not,
+	// it does not call WeChat either.
+	writable func() bool
+
+	// ctx ends when the mount does, and with it every call to WeChat.
+	ctx context.Context
+
+	schedule schedule
+	appids   appids
+}
+
+// account is one account in memory.
+//
+// Whatever calls WeChat for an account, or writes to its storage, holds its lock; so
+// at most one call per account is in flight. Whoever wants to hand out its token
+// takes no lock: it asks the state, which is replaced whole, whether the token is
+// servable at that moment.
+type account struct {
+	name string
+	*common
+
+	lock *semaphore.Weighted // held by whoever calls WeChat for it or writes its storage
+	gone bool                // guarded by lock: no longer in the registry
+
+	// needsLoad is set while there is no state although the account is, or may be,
+	// configured: the background loads it again. Guarded by lock.
+	needsLoad bool
+
+	// last is the state that load replaces, which may know more than storage does.
+	// Guarded by lock.
+	last *state
+
+	// joined is the appid of which the account is a member. Guarded by lock.
+	joined *appid
+
+	// state is nil until it was loaded. It is stored under lock, and read
+	// without.
+	state atomic.Pointer[state]
+
+	// revocation is what is pending, nil if nothing is. It is stored under lock, and
+	// read without; its changing fields are guarded by lock.
+	revocation atomic.Pointer[revocation]
+
+	// generation counts the changes that other nodes made to the account in storage:
+	// a state of an older generation is stale, whenever it was stored.
+	generation atomic.Uint64
+
+	// tickets are those that were used, nil the others. They are read and replaced
+	// without lock; what one of them is for, its own state says.
+	tickets [ticketTypes]atomic.Pointer[accountTicket]
+
+	at place // in the schedule
+}
+
+func newAccount(c *common, name string) *account {
+	return &account{name: name, common: c, lock: semaphore.NewWeighted(1)}
+}
+
+// place and errand make an account a sleeper.
+func (a *account) place() *place { return &a.at }
+
+func (a *account) errand() (kind lane, host string) {
+	st := a.state.Load()
+	switch r := a.revocation.Load(); {
+	case st == nil:
+		return fastLane, ""
+	case r != nil:
+		return revokeLane, st.host
+	case st.took >= slowCall:
+		return slowLane, st.host
+	}
+	return fastLane, st.host
+}
+
+// wake has the background look at the account now.
+func (a *account) wake() { a.schedule.set(a, wallClock()) }
+
+// version tells states of different contents of storage apart, as far as other nodes
+// change it.
+func (a *account) version(ap *appid) uint64 { return a.generation.Load() + ap.stale.Load() }
+
+// current returns what is known of the account, nil if it has to be loaded.
+func (a *account) current() *state {
+	st := a.state.Load()
+	if st == nil || st.version != a.version(st.appid) {
+		return nil
+	}
+	return st
+}
+
+// setState replaces the state. The caller holds the lock.
+func (a *account) setState(st *state) {
+	a.last, a.needsLoad = nil, false
+	a.state.Store(st)
+}
+
+// forget drops the state of an account that is, or may be, configured: until it
+// is loaded again the background keeps trying to. The caller holds the lock.
+func (a *account) forget() {
+	if st := a.state.Load(); st != nil {
+		a.last = st
+	}
+	a.needsLoad = true
+	a.state.Store(nil)
+}
+
+// remove drops all that is in memory of an account that is not configured. The
+// caller holds the lock.
+func (a *account) remove() {
+	a.setState(nil)
+	a.revocation.Store(nil)
+	a.forgetTickets()
+	if a.joined != nil {
+		a.appids.leave(a.joined, a.name)
+		a.joined = nil
+	}
+}
+
+// join makes the account a member of the appid of its configuration, and of no other.
+// The caller holds the lock.
+func (a *account) join(cfg *config) *appid {
+	ap := a.appids.join(cfg, a.name, a.wake)
+	if a.joined != nil && a.joined != ap {
+		a.appids.leave(a.joined, a.name)
+	}
+	a.joined = ap
+	return ap
+}
+
+// load reads the account and its token from storage, and returns the state made
+// of them, nil if the account is not configured. What memory knew and storage could
+// not be told is kept. A state that a change in storage overtook is good for this
+// request only. The caller holds the lock.
+func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
+	a.forget()
+	generation := a.generation.Load()
+	cfg, err := loadConfig(ctx, s, a.name)
+	if err != nil {
+		return nil, err
+	}
+	if cfg == nil {
+		a.remove()
+		return nil, nil
+	}
+	ap := a.join(cfg)
+	stale := ap.stale.Load()
+	if err := ap.load(ctx, s); err != nil {
+		return nil, err
+	}
+	tok, err := readToken(ctx, s, a.name)
+	if err != nil {
+		return nil, err
+	}
+	st := newState(cfg, ap, tok, rand.Float64()) //nolint:gosec // jitter needs no secrecy
+	if a.last.sameAccount(cfg) {
+		st = st.remember(a.last)
+	}
+	if st.token != nil {
+		ap.recall(st.token)
+		if now := wallClock(); st.token.RotatedAt.Sub(now) > clockTolerance {
+			st = st.recheck(now) // the clock was set back since
+		}
+	}
+	st.version = generation + stale
+	a.setState(st)
+	return st, nil
+}
+
+// reload brings memory in line with storage after a write failed. If storage
+// cannot be read either, the background tries again.
+func (a *account) reload(ctx context.Context, s logical.Storage) {
+	if _, err := a.load(ctx, s); err != nil {
+		a.log.Error("the account cannot be read from storage", "account", a.name, "error", err)
+	}
+}
+
+// publish makes next the account's state after it was stored, as far as storage
+// differs: its token unless that is the stored one, and the history of its appid. If
+// storage does not take it, what WeChat has answered is served all the same, and the
+// background goes on trying to store it. The caller holds the lock.
+func (a *account) publish(ctx context.Context, s logical.Storage, next *state, stored *token) *state {
+	published := *next
+	var err error
+	if a.ctx.Err() == nil { // another instance of the mount may be at work already
+		if next.token != nil {
+			err = storeToken(ctx, s, a.name, stored, next.token)
+		}
+		err = errors.Join(err, next.appid.save(ctx, s))
+	}
+	if a.ctx.Err() != nil {
+		_ = a.removeOrphan(ctx, s) // what was written late must not outlive the account
+	}
+	if published.unstored = nil; err != nil {
+		published.unstored = next.unstored.after(storageProblem(err), wallClock())
+		if next.unstored == nil {
+			a.log.Error("what WeChat answered cannot be stored: it is served from memory, and tried to be stored again", "account", a.name, "error", err)
+		}
+	}
+	a.setState(&published)
+	return &published
+}
+
+// storedToken is the token of the state as far as it is known to be in storage.
+func (st *state) storedToken() *token {
+	if st == nil || st.unstored != nil {
+		return nil
+	}
+	return st.token
+}
+
+// removeOrphan removes a token and tickets without their configuration, or of an
+// account that this name no longer stands for. It looks only at what is in storage. The
+// caller holds the lock, or is the last to write for a mount that is closed.
+func (a *account) removeOrphan(ctx context.Context, s logical.Storage) error {
+	owners, err := a.owners(ctx, s)
+	if err != nil || len(owners) == 0 {
+		return err
+	}
+	cfg, err := loadConfig(ctx, s, a.name)
+	if err != nil {
+		return err
+	}
+	for key, owner := range owners {
+		if cfg != nil && cfg.ID == owner {
+			continue
+		}
+		a.log.Info("removing what an unfinished change left behind", "account", a.name, "entry", key)
+		if err := s.Delete(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// owners returns, for what storage holds besides the configuration of an account, the
+// config.ID that it belongs to.
+func (a *account) owners(ctx context.Context, s logical.Storage) (map[string]string, error) {
+	owners := map[string]string{}
+	tok, err := readToken(ctx, s, a.name)
+	if err != nil {
+		return nil, err
+	}
+	if tok != nil {
+		owners[storageKey(tokenPrefix, a.name)] = tok.AccountID
+	}
+	for kind := range ticketTypes {
+		t, err := readTicket(ctx, s, kind, a.name)
+		if err != nil {
+			return nil, err
+		}
+		if t != nil {
+			owners[ticketKey(kind, a.name)] = t.AccountID
+		}
+	}
+	return owners, nil
+}
+
+// ticket returns the account's ticket of a type in memory, where it puts it if need be.
+func (a *account) ticket(kind ticketType, host string) *accountTicket {
+	for {
+		if t := a.tickets[kind].Load(); t != nil {
+			return t
+		}
+		a.tickets[kind].CompareAndSwap(nil, newAccountTicket(a.name, kind, host))
+	}
+}
+
+// forgetTickets drops the tickets from memory. Who is busy with one does not get what
+// comes of it into memory or storage again.
+func (a *account) forgetTickets() {
+	for kind := range ticketTypes {
+		a.forgetTicket(kind)
+	}
+}
+
+func (a *account) forgetTicket(kind ticketType) {
+	if t := a.tickets[kind].Swap(nil); t != nil {
+		a.schedule.set(t, time.Time{})
+	}
+}
+
+// retryTickets has tickets fetched again at once that could not be.
+func (a *account) retryTickets(failed func(*problem) bool) {
+	for kind := range ticketTypes {
+		t := a.tickets[kind].Load()
+		if t == nil {
+			continue
+		}
+		now := wallClock()
+		if ts := t.state.Load(); ts != nil && ts.failure != nil && failed(ts.failure.problem) &&
+			t.state.CompareAndSwap(ts, ts.retried(now)) {
+			a.schedule.set(t, now)
+		}
+	}
+}
+
+// removeTickets removes the tickets from storage. The caller holds the lock.
+func (a *account) removeTickets(ctx context.Context, s logical.Storage) error {
+	for kind := range ticketTypes {
+		// To look first costs less than to write for nothing.
+		key := ticketKey(kind, a.name)
+		entry, err := s.Get(ctx, key)
+		if err == nil && entry != nil {
+			err = s.Delete(ctx, key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// configOf reads the configuration that belongs to a state. The caller holds the lock.
+func (a *account) configOf(ctx context.Context, s logical.Storage, st *state) (*config, error) {
+	cfg, err := loadConfig(ctx, s, a.name)
+	if err == nil && (cfg == nil || !st.sameAccount(cfg)) {
+		a.forget() // another node changed it
+		return nil, errChanged
+	}
+	return cfg, err
+}
+
+// detached detaches ctx from the request: what was begun with WeChat is finished
+// even if the caller goes away. Before its own call it may wait for a forced one,
+// ask once more, and use storage.
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 2*storageTimeout+4*maxRequestTimeout)
+}

@@ -1,0 +1,557 @@
+package wechat
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const (
+	// storageTimeout bounds the storage operations that belong to one call of
+	// WeChat: they outlive the request that caused them, so that no answer is lost.
+	storageTimeout = 30 * time.Second
+)
+
+// appid is what the names of one AppID at one upstream (base_url and ca_pem) share:
+// one token at WeChat, and so the history of its forced refreshes, and the doubt
+// that each of them leaves until WeChat has been asked.
+//
+// A forced call gives the appid a new epoch before it is made, and a replacement by
+// somebody outside gives it one when it is noticed. A token names the epoch in which
+// WeChat confirmed it last, and one of another epoch is not handed out. That is the
+// whole rule: nobody has to tell the other names, and whoever waited for something
+// finds out by looking at the epoch again.
+//
+// Only an account whose credentials WeChat has accepted may change what is shared:
+// an AppID is public, and whoever writes it down without its secret must not be able
+// to disturb the accounts that have it. Its callers see to that: what takes an
+// *tokenAnswer has one, and force asks for a normal answer first.
+type appid struct {
+	key string // of its history in storage
+
+	// epoch is what a token must name to be handed out. It is written under mu, and
+	// read without.
+	epoch atomic.Int64
+
+	// since is when the epoch became what it is, in nanoseconds of Unix time, by
+	// which tokens of other epochs are due. It is written under mu.
+	since atomic.Int64
+
+	// stale counts the changes that other nodes made to the history in storage.
+	stale atomic.Uint64
+
+	// storing is held while the history is read from storage or written there. It is
+	// taken before mu.
+	storing sync.Mutex
+
+	mu       sync.Mutex // guards what follows; held for moments, never across storage or a call
+	loaded   bool       // the history was read from storage since it was stale
+	history  history
+	unstored bool          // the history in memory is newer than the stored one
+	forcing  chan struct{} // closed when the forced call that is in the air has ended; nil while none is
+	latest   latest        // the token that WeChat named last in this epoch
+	answers  uint64        // grows with each change of epoch or latest
+	members  []member      // the accounts in memory, nearly always one
+}
+
+// member is an account that has the appid.
+type member struct {
+	name string
+	wake func() // has the background look at it
+}
+
+// latest is the token that WeChat named last.
+type latest struct {
+	token     string // "" if none is known
+	rotatedAt time.Time
+	end       time.Time
+}
+
+// history is what storage knows of the forced refreshes of one appid, under
+// whichever names it is or was configured.
+type history struct {
+	Version int `json:"version"`
+
+	// Epoch is that of the appid: a random number that no two forced calls have in
+	// common, whatever is undone, lost or written late. It is 0 before the first.
+	Epoch int64 `json:"epoch"`
+
+	// Forced holds the calls of the last 24 hours that took effect or may have, in
+	// the order in which they were begun.
+	Forced []forcedCall `json:"forced"`
+}
+
+// forcedCall is one forced refresh.
+type forcedCall struct {
+	At    time.Time `json:"at"`    // when it reached WeChat at the latest
+	Epoch int64     `json:"epoch"` // the one it began
+}
+
+// UnmarshalJSON also reads the plain time that version 0.1.0-dev wrote.
+func (f *forcedCall) UnmarshalJSON(raw []byte) error {
+	if json.Unmarshal(raw, &f.At) == nil {
+		return nil
+	}
+	type plain forcedCall
+	return json.Unmarshal(raw, (*plain)(f))
+}
+
+// newEpoch returns a number that no forced call has had yet.
+func newEpoch() int64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return int64(binary.BigEndian.Uint64(b[:])>>1) | 1
+}
+
+// historyKey is where the history of an appid at an upstream is stored. At WeChat
+// itself it is named by the appid alone.
+func historyKey(cfg *config) string {
+	key := rotationPrefix + url.PathEscape(cfg.AppID)
+	if cfg.BaseURL != defaultBaseURL || cfg.CAPEM != "" {
+		sum := sha256.Sum256([]byte(cfg.BaseURL + "\x00" + cfg.CAPEM))
+		key += "/" + hex.EncodeToString(sum[:16])
+	}
+	return storageKey(key, "")
+}
+
+// pruned returns the history without what is older than a day.
+func (h history) pruned(now time.Time) history {
+	h.Version = schemaVersion
+	h.Forced = slices.DeleteFunc(slices.Clone(h.Forced), func(f forcedCall) bool {
+		return now.Sub(f.At).Abs() >= day // a day ahead is of a clock that was wrong altogether
+	})
+	return h
+}
+
+// remaining returns how many forced calls may still be made today.
+func (h history) remaining() int { return max(0, forcedPerDay-len(h.Forced)) }
+
+// wait returns how long no forced call may be made.
+func (h history) wait(now time.Time) time.Duration {
+	n := len(h.Forced)
+	if n == 0 {
+		return 0
+	}
+	var wait time.Duration
+	// One further ahead is of a clock that was set back since: the day's budget
+	// counts it, but it is no reason to wait.
+	if last := h.Forced[n-1].At; last.Sub(now) <= storageTimeout+maxRequestTimeout+time.Minute {
+		wait = last.Add(forcedSpacing).Sub(now)
+	}
+	if n >= forcedPerDay {
+		byTime := slices.SortedFunc(slices.Values(h.Forced), func(a, b forcedCall) int { return a.At.Compare(b.At) })
+		wait = max(wait, byTime[n-forcedPerDay].At.Add(day).Sub(now))
+	}
+	return max(0, wait)
+}
+
+// limited is the problem of a forced call that would come too soon.
+func (h history) limited(wait time.Duration) *problem {
+	meaning := fmt.Sprintf("WeChat wants %d seconds between two forced refreshes of an appid", forcedSpacing/time.Second)
+	if h.remaining() == 0 {
+		meaning = fmt.Sprintf("WeChat allows %d forced refreshes of an appid in 24 hours", forcedPerDay)
+	}
+	seconds := int64(math.Ceil(wait.Seconds()))
+	return &problem{
+		rule:  rule{classQuota, http.StatusTooManyRequests, backoff{wait, wait}, meaning, fmt.Sprintf("try again in %d seconds", seconds)},
+		local: true, hadNoEffect: true,
+	}
+}
+
+// appids are the appids of a mount that have an account in memory.
+type appids struct {
+	mu  sync.Mutex // taken before appid.mu
+	all map[string]*appid
+}
+
+// join returns the appid of a configuration, of which the account of this name is a
+// member from now on. leave has to follow.
+func (all *appids) join(cfg *config, name string, wake func()) *appid {
+	return all.enter(historyKey(cfg), name, wake)
+}
+
+// enter is join for who knows the key.
+func (all *appids) enter(key, name string, wake func()) *appid {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	ap := all.all[key]
+	if ap == nil {
+		ap = &appid{key: key}
+		if all.all == nil {
+			all.all = make(map[string]*appid)
+		}
+		all.all[key] = ap
+	}
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	ap.remove(name)
+	ap.members = append(ap.members, member{name, wake})
+	return ap
+}
+
+// leave ends the membership of an account. The last to leave takes the appid out of
+// memory.
+func (all *appids) leave(ap *appid, name string) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	if ap.remove(name); len(ap.members) == 0 {
+		delete(all.all, ap.key)
+	}
+}
+
+// remove takes a member out. The caller holds ap.mu.
+func (ap *appid) remove(name string) {
+	ap.members = slices.DeleteFunc(ap.members, func(m member) bool { return m.name == name })
+}
+
+// find returns the appid whose history is stored at key, nil if no account in memory
+// has it.
+func (all *appids) find(key string) *appid {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	return all.all[key]
+}
+
+// sweep removes the history at key from storage if no account in memory has its appid
+// and nothing in it is younger than a day.
+func (all *appids) sweep(ctx context.Context, s logical.Storage, key string) error {
+	ap := all.enter(key, sweeper, func() {})
+	defer all.leave(ap, sweeper)
+	// Whoever joins meanwhile waits for this lock, and then finds what is left.
+	ap.storing.Lock()
+	defer ap.storing.Unlock()
+	if len(ap.others(sweeper)) > 0 {
+		return nil
+	}
+	var h history
+	found, err := readEntry(ctx, s, key, &h)
+	if err != nil || !found || len(h.pruned(wallClock()).Forced) > 0 {
+		return err
+	}
+	return s.Delete(ctx, key)
+}
+
+// sweeper is a member that no account can be: names are not empty.
+const sweeper = ""
+
+// others returns the names of the other members, sorted.
+func (ap *appid) others(name string) []string {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	var others []string
+	for _, m := range ap.members {
+		if m.name != name && m.name != sweeper {
+			others = append(others, m.name)
+		}
+	}
+	slices.Sort(others)
+	return others
+}
+
+// wakeAll has the background look at every member. The caller holds ap.mu.
+func (ap *appid) wakeAll() {
+	for _, m := range ap.members {
+		m.wake()
+	}
+}
+
+// load reads the history from storage, unless it is in memory.
+func (ap *appid) load(ctx context.Context, s logical.Storage) error {
+	ap.storing.Lock()
+	defer ap.storing.Unlock()
+	ap.mu.Lock()
+	done := ap.loaded
+	ap.mu.Unlock()
+	if done {
+		return nil
+	}
+	var h history
+	if _, err := readEntry(ctx, s, ap.key, &h); err != nil {
+		return err
+	}
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	ap.loaded = true
+	if ap.unstored {
+		return nil // what was noticed here since counts for more
+	}
+	ap.history = h
+	if ap.epoch.Load() != h.Epoch {
+		ap.begin(h.Epoch)
+	}
+	return nil
+}
+
+// invalidate has the history read again that another node has changed.
+func (ap *appid) invalidate() {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	ap.loaded = false
+	ap.stale.Add(1)
+	ap.wakeAll()
+}
+
+// begin makes epoch that of the appid, of whose token nothing is known yet. The
+// caller holds ap.mu.
+func (ap *appid) begin(epoch int64) {
+	ap.history.Epoch = epoch
+	ap.epoch.Store(epoch)
+	ap.since.Store(wallClock().UnixNano())
+	ap.latest = latest{}
+	ap.answers++
+}
+
+// changedAt returns when the epoch became what it is: tokens of other epochs are due
+// since then.
+func (ap *appid) changedAt() time.Time { return time.Unix(0, ap.since.Load()) }
+
+// clockSetBack keeps changedAt from lying ahead of a clock that was set back.
+func (ap *appid) clockSetBack(now time.Time) {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	ap.since.Store(min(ap.since.Load(), now.UnixNano()))
+}
+
+// save writes the history to storage if the stored one is older.
+func (ap *appid) save(ctx context.Context, s logical.Storage) error {
+	ap.storing.Lock()
+	defer ap.storing.Unlock()
+	ap.mu.Lock()
+	h, changes, unstored := ap.history.pruned(wallClock()), ap.answers, ap.unstored
+	ap.mu.Unlock()
+	if !unstored {
+		return nil
+	}
+	if err := writeEntry(ctx, s, ap.key, &h); err != nil {
+		return err
+	}
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	if ap.answers == changes {
+		ap.unstored = false
+	}
+	return nil
+}
+
+// rewrite has the next save write the history, if there is one, also if storage should
+// have it: an instance of the mount that was closed before may have written late.
+func (ap *appid) rewrite() {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	if len(ap.history.Forced) > 0 {
+		ap.unstored = true
+	}
+}
+
+// dirty reports whether the history in memory is newer than the stored one.
+func (ap *appid) dirty() bool {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	return ap.unstored
+}
+
+// budget returns how many forced calls may still be made today.
+func (ap *appid) budget() int {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	return ap.history.pruned(wallClock()).remaining()
+}
+
+// begun reports whether the forced call that began this epoch was made, as far as is
+// known, and was not undone.
+func (ap *appid) begun(epoch int64) bool {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	return slices.ContainsFunc(ap.history.Forced, func(f forcedCall) bool { return f.Epoch == epoch })
+}
+
+// view is what was known of an appid when a normal call was made.
+type view struct {
+	epoch   int64
+	answers uint64
+}
+
+// errForcing is returned while a forced call is in the air for longer than one who
+// is not part of it waits.
+var errForcing = errors.New("a forced refresh is in the air")
+
+// quiet waits until no forced call is in the air, but no longer than patience: what a
+// normal call brings meanwhile may be dead on arrival.
+func (ap *appid) quiet(ctx context.Context, patience time.Duration) (view, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errForcing)
+	defer cancel()
+	for {
+		ap.mu.Lock()
+		forcing, v := ap.forcing, view{ap.epoch.Load(), ap.answers}
+		ap.mu.Unlock()
+		if forcing == nil {
+			return v, nil
+		}
+		select {
+		case <-forcing:
+		case <-ctx.Done():
+			return view{}, context.Cause(ctx)
+		}
+	}
+}
+
+// learn takes in what a normal call brought that was made when v was known, and
+// returns the epoch by which that token is good. It is not ok if the answer may be
+// older than what was learned meanwhile: then WeChat has to be asked again.
+func (ap *appid) learn(v view, g *tokenAnswer) (epoch int64, ok bool) {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	epoch = ap.epoch.Load()
+	known := ap.latest
+	switch {
+	case ap.forcing != nil:
+		return 0, false
+	case known.token == g.token:
+		ap.latest.end = g.end()
+		return epoch, true
+	case ap.answers != v.answers:
+		return 0, false
+	case known.token != "" && known.end.Sub(g.asked) > overlap:
+		// WeChat itself replaces a token only near its end: somebody outside has
+		// forced, and the other names hold a dead token.
+		epoch = newEpoch()
+		ap.begin(epoch)
+		ap.unstored = true
+		defer ap.wakeAll()
+	}
+	ap.latest = latest{token: g.token, rotatedAt: g.asked, end: g.end()}
+	ap.answers++
+	return epoch, true
+}
+
+// recall takes in a token that was read from storage: it is one that WeChat named.
+func (ap *appid) recall(t *token) {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	if t.Epoch != ap.epoch.Load() {
+		return
+	}
+	older, newer := ap.latest, latest{token: t.AccessToken, rotatedAt: t.RotatedAt, end: t.end()}
+	switch {
+	case older.token == newer.token:
+		return
+	case newer.rotatedAt.Before(older.rotatedAt):
+		older, newer = newer, older
+	}
+	if older.token != "" && older.end.Sub(newer.rotatedAt) > overlap {
+		// One of the two was replaced from outside, and storage did not take the
+		// note of it: WeChat is to be asked about both.
+		ap.begin(newEpoch())
+		ap.unstored = true
+		ap.wakeAll()
+		return
+	}
+	ap.latest = newer
+	ap.answers++
+}
+
+// force is a forced call that is in the air.
+type force struct {
+	call     forcedCall
+	previous int64     // the epoch before it
+	before   latest    // the token before it
+	since    time.Time // of the epoch before it
+	over     chan struct{}
+}
+
+// announce begins a forced call: whatever happens from now on, no token of before is
+// handed out unless WeChat confirms it, or certainly did nothing. That is in storage
+// when announce returns, and only then may the call be made. end has to follow.
+//
+// The error is a *problem if a limit forbids the call.
+func (ap *appid) announce(ctx context.Context, s logical.Storage, epoch int64, timeout time.Duration) (*force, error) {
+	ap.storing.Lock()
+	defer ap.storing.Unlock()
+	begun := wallClock()
+	ap.mu.Lock()
+	h := ap.history.pruned(begun)
+	forcing := ap.forcing
+	ap.mu.Unlock()
+	if wait := h.wait(begun); wait > 0 || forcing != nil {
+		return nil, h.limited(max(wait, time.Second))
+	}
+	// WeChat counts from when the call reaches it. Storage may take its time before
+	// the call is made, so the stored time is the latest at which that can be.
+	call := forcedCall{At: begun.Add(storageTimeout + timeout), Epoch: epoch}
+	h.Epoch = epoch
+	h.Forced = append(h.Forced, call)
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	err := writeEntry(ctx, s, ap.key, &h)
+	if err == nil {
+		err = ctx.Err()
+	}
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	if err != nil {
+		// The history may have been written all the same: it is to be written again
+		// as it was.
+		ap.unstored = true
+		return nil, err
+	}
+	f := &force{
+		call: call, previous: ap.epoch.Load(), before: ap.latest, since: ap.changedAt(),
+		over: make(chan struct{}),
+	}
+	ap.history = h
+	ap.begin(epoch)
+	ap.forcing = f.over
+	return f, nil
+}
+
+// end ends a forced call that reached WeChat at the given time at the latest. g is
+// its answer, nil if what became of it is not known.
+func (ap *appid) end(f *force, reached time.Time, g *tokenAnswer) {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	for i := range ap.history.Forced {
+		if ap.history.Forced[i].Epoch == f.call.Epoch {
+			ap.history.Forced[i].At = reached
+		}
+	}
+	if g != nil {
+		ap.latest = latest{token: g.token, rotatedAt: g.asked, end: g.end()}
+	}
+	ap.close()
+	ap.wakeAll()
+}
+
+// undo ends a forced call that certainly did nothing: what held before holds again.
+func (ap *appid) undo(f *force) {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	ap.begin(f.previous)
+	ap.since.Store(f.since.UnixNano())
+	ap.latest = f.before
+	ap.history.Forced = slices.DeleteFunc(ap.history.Forced, func(c forcedCall) bool { return c.Epoch == f.call.Epoch })
+	ap.close()
+}
+
+// close lets those go on who wait for the forced call to end. The caller holds ap.mu.
+func (ap *appid) close() {
+	ap.answers++
+	ap.unstored = true
+	close(ap.forcing)
+	ap.forcing = nil
+}

@@ -51,6 +51,21 @@ var executed = []struct {
 		d.account(t, "demo", "wx0123456789abcdef")
 	}},
 	{"docs/migrate.md", func(t *testing.T, d *documents) { d.mount(t) }},
+	{"docs/incidents.md", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.account(t, "demo", "wx0123456789abcdef")
+		d.account(t, "team-a/shop", "wx2222222222222222")
+		d.ahead("vault read -field=revocation wechat/status/demo", func(t *testing.T) {}, func(t *testing.T) {
+			eventually(t, time.Minute, "the revocation is complete", func() bool {
+				answer, err := d.vault.Logical().Read(d.path + "/status/demo")
+				return err == nil && answer.Data["revocation"] != "pending"
+			})
+		})
+	}},
+	{"docs/troubleshooting.md", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.failing(t, "team-b/mall", "wx5555555555555555")
+	}},
 	{"docs/operate.md", func(t *testing.T, d *documents) {
 		d.mount(t)
 		d.account(t, "demo", "wx0123456789abcdef")
@@ -64,6 +79,28 @@ var executed = []struct {
 				return err == nil && len(answer.Warnings) > 0
 			})
 		})
+	}},
+	{"docs/reference.md", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.account(t, "demo", "wx0123456789abcdef")
+		d.codes("wx0123456789abcdef")
+		d.account(t, "team-a/service", "wx2222222222222222")
+		d.account(t, "team-a/shop", "wx5555555555555555")
+		d.Update("wx3333333333333333", func(a *wechatsim.Account) { a.AllowedIPs = []string{"203.0.113.7"} })
+		d.ahead("vault read -format=json wechat/status/mini | jq .data", func(t *testing.T) {
+			d.Update("wx3333333333333333", func(a *wechatsim.Account) { a.AllowedIPs = nil })
+			d.account(t, "mini", "wx3333333333333333")
+			d.Inject(wechatsim.Fault{Kind: "errcode", AppID: "wx3333333333333333", Errcode: -1})
+			eventually(t, patience, "a report asks WeChat, which is busy", func() bool {
+				_, err := d.vault.Logical().Write(d.path+"/refresh/mini", nil)
+				return err != nil
+			})
+		})
+	}},
+	{"docs/using-the-token.md", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.codes("wx2222222222222222")
+		d.account(t, "team-a/shop", "wx2222222222222222")
 	}},
 }
 
@@ -79,6 +116,7 @@ const documentsSecret = "c0ffee00c0ffee00c0ffee00c0ffee00"
 type documents struct {
 	*engine
 	dir   string
+	env   []string                        // of the shell, besides what every page has
 	hooks map[string][]func(t *testing.T) // called before a command: one for each time that it is shown
 	built map[string]vaulttest.Plugin     // by version
 }
@@ -99,6 +137,7 @@ func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
 			}
 			d.hooks = map[string][]func(t *testing.T){}
 			d.ClearFaults()
+			d.env = nil
 			if e.before != nil {
 				e.before(t, d)
 			}
@@ -166,6 +205,13 @@ func (d *documents) account(t *testing.T, name, appid string) {
 // ahead has something done before a command: a function for each time that the
 // page shows it.
 func (d *documents) ahead(command string, do ...func(t *testing.T)) { d.hooks[command] = do }
+
+// codes puts a user's codes of an account into the shell's environment.
+func (d *documents) codes(appid string) {
+	d.env = append(d.env,
+		"JS_CODE="+d.hide(d.Mint(appid, wechatsim.Code{}).Code),
+		"CODE="+d.hide(d.Mint(appid, wechatsim.Code{API: wechatsim.APIOAuth2}).Code))
+}
 
 // failing writes an account whose IP WeChat does not admit, and has it tried.
 func (d *documents) failing(t *testing.T, name, appid string) {
@@ -302,6 +348,7 @@ func startShell(t *testing.T, d *documents) *shell {
 		"TOKEN=" + random(),
 		"HOME=" + t.TempDir(), "WECHAT_SECRET=" + documentsSecret,
 	}
+	cmd.Env = append(cmd.Env, d.env...)
 	in, err := cmd.StdinPipe()
 	must(t, err)
 	reading, writing, err := os.Pipe()

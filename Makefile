@@ -10,6 +10,9 @@ VERSION := $(shell git describe --tags --match 'v[0-9]*.[0-9]*.[0-9]*' --dirty 2
 # Executions of each fuzz target, some seconds' worth.
 FUZZ := 100000
 
+# Where the end-to-end tests note which of them this machine lacks a program for.
+NOT_RUN := bin/not-run
+
 # The options of the benchmark: bin/bench -help.
 BENCH := -document docs/benchmarks.md
 
@@ -50,8 +53,11 @@ fuzz: ## Run every fuzz target for a short while; FUZZ=1000000 for longer
 
 .PHONY: e2e
 e2e: build simulator ## End-to-end tests on a real Vault
+	@rm -f $(NOT_RUN)
 	vault=$$(scripts/vault.sh) && \
-	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) NOT_RUN=$$PWD/$(NOT_RUN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+# Last, so that it is seen: what a machine cannot test must not look tested.
+	@if [ -s $(NOT_RUN) ]; then echo 'NOT RUN on this machine:'; sort $(NOT_RUN) | sed 's/^/  /'; fi
 
 .PHONY: bench
 bench: build ## Measure reads on a real Vault, see docs/benchmarks.md; BENCH='-runs 1' for a quick look

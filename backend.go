@@ -1,6 +1,26 @@
 // Package wechat is a secrets engine for HashiCorp Vault that keeps WeChat's
 // stable access tokens: an operator writes an account's AppID and AppSecret
-// once, applications read its current token.
+// once, applications read its current token. docs/design.md has the ideas; the files
+// are best read in this order, in which each uses only those before it:
+//
+//	limits.go, clock.go   what WeChat documents in numbers; the wall clock, how times are shown
+//	errcode.go, problem.go  what WeChat's codes mean; a failed attempt and its words
+//	transport.go, answer.go, scrub.go, client.go  connections, answers, and the one funnel of all calls
+//	storage.go            keys, names, versioned entries, the write-ahead log's kinds
+//	schedule.go           the wake queue and its workers; knows nothing of accounts
+//	config.go, token.go   an account as it is stored; a token as it is stored
+//	ticket.go             a ticket as it is stored, and what memory knows of it
+//	appid.go              what the names of one AppID share: epoch, history, members
+//	state.go              what memory knows of an account: servable, due, ttl, health
+//	revocation.go         the record of a leak response
+//	account.go            one account in memory: its lock, loading, storing
+//	keeper.go             the registry of accounts
+//	refresh.go            reads, reports and normal calls
+//	tickets.go            a ticket is used, fetched with the account's token, compared
+//	rotation.go, revoke.go  one forced call; a leak response from request to completion
+//	change.go             configure and delete
+//	background.go         load, maintain, tick, stop
+//	backend.go, replication.go, paths.go, path_*.go  Vault's side
 package wechat
 
 import (
@@ -22,7 +42,8 @@ const operationPrefix = "wechat"
 // backend is one mount of the engine.
 type backend struct {
 	*framework.Backend
-	keeper *keeper
+	keeper    *keeper
+	exchanges *exchanges
 }
 
 // Factory makes a mount. Vault also calls it at registration, without storage,
@@ -46,10 +67,13 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		Paths: framework.PathAppend(
 			b.tokenPaths(),
 			b.signPaths(),
+			b.code2SessionPaths(),
+			b.oauth2Paths(),
 			b.ticketPaths(),
 			b.refreshPaths(),
 			b.statusPaths(),
 			b.rotatePaths(),
+			b.clearQuotaPaths(),
 			b.configPaths(),
 		),
 		InitializeFunc:    b.initialize,
@@ -67,7 +91,9 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		return nil, err
 	}
 	// All mounts of a plugin process share one logger.
-	b.keeper = newKeeper(b.Logger().With("mount", conf.BackendUUID), c, b.WriteSafeReplicationState)
+	log := b.Logger().With("mount", conf.BackendUUID)
+	b.keeper = newKeeper(log, c, b.WriteSafeReplicationState)
+	b.exchanges = newExchanges(b.keeper.ctx, log, c)
 	return b, nil
 }
 

@@ -99,7 +99,7 @@ func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, c
 // state was st. The caller holds the lock.
 func (a *account) storeOther(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *verified) error {
 	err := a.writeOther(ctx, s, st, cfg, answer)
-	if err != nil {
+	if err != nil && a.state.Load() == nil { // before that nothing was changed
 		a.reload(ctx, s)
 	}
 	return err
@@ -182,8 +182,10 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	defer k.release(a)
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	if err := a.deleteStored(ctx, s); err != nil {
-		a.reload(ctx, s)
+	if begun, err := a.deleteStored(ctx, s); err != nil {
+		if begun {
+			a.reload(ctx, s)
+		}
 		return err
 	}
 	a.endRevocation(ctx, s)
@@ -191,9 +193,10 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	return nil
 }
 
-// deleteStored removes what storage holds of an account, its configuration first. The
-// caller holds the lock.
-func (a *account) deleteStored(ctx context.Context, s logical.Storage) error {
+// deleteStored removes what storage holds of an account, its configuration first, and
+// reports whether it has begun to: if not, storage is as it was. The caller holds the
+// lock.
+func (a *account) deleteStored(ctx context.Context, s logical.Storage) (begun bool, err error) {
 	keys := []string{storageKey(configPrefix, a.name), storageKey(tokenPrefix, a.name)}
 	for kind := range ticketTypes {
 		keys = append(keys, ticketKey(kind, a.name))
@@ -202,26 +205,26 @@ func (a *account) deleteStored(ctx context.Context, s logical.Storage) error {
 	for _, key := range keys {
 		entry, err := s.Get(ctx, key)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if entry != nil {
 			there = append(there, key)
 		}
 	}
 	if len(there) == 0 {
-		return nil
+		return false, nil
 	}
 	done, err := a.beginChange(ctx, s)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, key := range there {
 		if err := s.Delete(ctx, key); err != nil {
-			return err
+			return true, err
 		}
 	}
 	done()
-	return nil
+	return true, nil
 }
 
 // reconcile removes what an unfinished change left in storage. It may run at any time

@@ -157,7 +157,9 @@ func (s *schedule) drain(kind lane) {
 		s.mu.Unlock()
 		s.work(t)
 		s.mu.Lock()
-		c.done(q, laneLimits[kind].perHost)
+		if !s.stopped { // then the crews are gone, and what still waits is left alone
+			c.done(q, laneLimits[kind].perHost)
+		}
 		s.mu.Unlock()
 	}
 }

@@ -1,0 +1,617 @@
+package wechat
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+// Each of these tests shows one fault that turned a healthy account into an outage, or
+// handed out a dead token, when it was reported.
+
+// writesFail lets all that changes storage fail.
+func writesFail(op, _ string) error {
+	if op == "put" || op == "delete" {
+		return errStorage
+	}
+	return nil
+}
+
+// deletesFail lets nothing be removed from storage.
+func deletesFail(op, _ string) error {
+	if op == "delete" {
+		return errStorage
+	}
+	return nil
+}
+
+// tokenOrError reads a token, which has to be one that WeChat accepts if it is handed
+// out at all.
+func (m *mount) tokenOrError(name string) error {
+	m.t.Helper()
+	resp, err := m.request(logical.ReadOperation, "token/"+name, nil)
+	if err == nil {
+		err = resp.Error()
+	}
+	if err == nil {
+		_, errcode := m.sim.Check(resp.Data["access_token"].(string))
+		require.Zero(m.t, errcode, "a dead token was handed out")
+	}
+	return err
+}
+
+// setClock puts the machine's clock forward, until the test ends.
+func setClock(t *testing.T, by time.Duration) {
+	t.Helper()
+	old := wallClock
+	t.Cleanup(func() { wallClock = old })
+	wallClock = func() time.Time { return time.Now().Round(0).Add(by) }
+}
+
+func TestWhoWaitedWhileATwinForcedHandsOutNothingOfBefore(t *testing.T) {
+	for name, slow := range map[string]time.Duration{
+		"behind calls that hang":      0,
+		"behind a slow storage entry": time.Second,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				for _, name := range []string{"a", "b", "c"} {
+					m.write(name, nil)
+				}
+				m.reopenWithoutBackground() // which would ask before the readers do
+				time.Sleep(rotationPeriod + time.Second)
+				m.storage.hooked(func(op, key string) {
+					if op == "put" && key == historyKey(account1Config()) {
+						time.Sleep(slow)
+					}
+				})
+				m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "normal", Times: 1})
+				m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable, Mode: "normal"})
+				m.sim.SetLatency(2 * time.Second)
+				var all sync.WaitGroup
+				all.Go(func() { require.Error(t, m.tokenOrError("b")) })
+				synctest.Wait()
+				all.Go(func() { require.NoError(t, m.try(logical.UpdateOperation, "rotate/a", nil)) })
+				time.Sleep(slow + time.Millisecond) // the call has reached WeChat
+				all.Go(func() { require.Error(t, m.tokenOrError("c")) })
+				all.Go(func() { require.NoError(t, m.tokenOrError("a")) })
+				time.Sleep(10 * time.Second)
+				all.Wait()
+				require.Error(t, m.tokenOrError("b"))
+				m.sim.ClearFaults()
+				time.Sleep(time.Minute)
+				require.NoError(t, m.tokenOrError("b"))
+				require.NoError(t, m.tokenOrError("c"))
+			})
+		})
+	}
+}
+
+func TestARefusedForcedRefreshCostsItsTwinsNothing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		held := m.read("twin")["access_token"]
+		calls := m.calls()
+		m.sim.SetLatency(time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009})
+		var rotation sync.WaitGroup
+		rotation.Go(func() { m.refused(logical.UpdateOperation, "rotate/demo", nil) })
+		synctest.Wait()
+		require.Equal(t, held, m.read("twin")["access_token"], "sent while the call was in the air")
+		rotation.Wait()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Equal(t, held, m.read("twin")["access_token"])
+		require.Equal(t, held, m.read("demo")["access_token"])
+		require.Equal(t, calls+1, m.calls(), "only the forced call")
+	})
+}
+
+func TestWhatWasNoticedIsNotForgottenWhileStorageTakesNoWrites(t *testing.T) {
+	for name, meanwhile := range map[string]func(m *mount){
+		"a rotate that fails":           func(m *mount) { m.refused(logical.UpdateOperation, "rotate/demo", nil) },
+		"a write of max_ttl that fails": func(m *mount) { m.refused(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60}) },
+		"a delete that fails":           func(m *mount) { m.refused(logical.DeleteOperation, "config/demo", nil) },
+		"another account that fails":    func(m *mount) { m.refused(logical.UpdateOperation, "config/demo", moveTo2(nil)) },
+		"storage that cannot be read": func(m *mount) {
+			m.storage.failing(faults["cut off"](1))
+			m.refused(logical.DeleteOperation, "config/demo", nil)
+		},
+		"a restart with sync_interval 5m": func(m *mount) { m.reopen(); time.Sleep(startHoldOff + firstSync); synctest.Wait() },
+	} {
+		for _, wechat := range []string{"", "status"} {
+			t.Run(name+"/"+wechat, func(t *testing.T) {
+				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+					m.write("demo", map[string]any{"sync_interval": "5m"})
+					m.write("twin", nil)
+					dead := m.read("demo")["access_token"]
+					time.Sleep(minCallInterval)
+					m.storage.failing(writesFail)
+					m.sim.ForceOutside(testAppID)
+					require.Equal(t, true, m.refresh(dead)["changed"])
+					synctest.Wait()
+					restart := strings.Contains(name, "restart")
+					if wechat != "" && !restart {
+						m.sim.Inject(wechatsim.Fault{Kind: wechat})
+					}
+					meanwhile(m)
+					require.NoError(t, m.tokenOrError("demo"))
+					if !restart { // the twin's comparisons are switched off, so a restart knows nothing of it
+						require.NoError(t, m.tokenOrError("twin"))
+					}
+					m.storage.failing(nil)
+					m.sim.ClearFaults()
+					time.Sleep(2 * time.Minute)
+					synctest.Wait()
+					require.NoError(t, m.tokenOrError("demo"))
+					require.Equal(t, stateHealthy, m.statusOf("demo")["state"])
+				})
+			})
+		}
+	}
+}
+
+func TestAVerifiedWriteSettlesADoubt(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.reopenWithoutBackground() // which would settle it before the write
+		m.sim.Inject(wechatsim.Fault{Kind: "lost", Mode: "forced", Times: 1})
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"secret": testSecret})
+		m.sim.Inject(wechatsim.Fault{Kind: "reset"})
+		calls := m.calls()
+		m.read("demo")
+		require.Equal(t, calls, m.calls(), "the write's own answer has settled it")
+	})
+}
+
+func TestATwinLearnsWhatAVerifiedWriteHasBrought(t *testing.T) {
+	for name, write := range map[string]func(m *mount){
+		"a new name":        func(m *mount) { m.write("new", nil) },
+		"a name that moves": func(m *mount) { m.ok(logical.UpdateOperation, "config/other", account1(nil)) },
+		"a write that fails": func(m *mount) {
+			m.storage.failing(writesFail)
+			m.refused(logical.UpdateOperation, "config/new", account1(nil))
+			m.storage.failing(nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("twin", nil) // without comparisons
+				m.write("other", map[string]any{"appid": otherAppID})
+				time.Sleep(time.Minute)
+				m.sim.ForceOutside(testAppID)
+				write(m)
+				m.read("twin")
+			})
+		})
+	}
+}
+
+func TestALateWriteOfAMountThatIsClosedDoesNoHarm(t *testing.T) {
+	// A comparison of the old instance has found another token, and storage takes its
+	// time with it while the mount is closed and opened again.
+	late := func(t *testing.T, then func(t *testing.T, m *mount, landed *sync.WaitGroup)) {
+		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+			m.write("demo", nil)
+			time.Sleep(time.Minute)
+			m.sim.ForceOutside(testAppID)
+			m.at("put", "token/demo", func() { time.Sleep(20 * time.Second) })
+			var landed sync.WaitGroup
+			old := m.backend
+			landed.Go(func() {
+				_, _ = old.HandleRequest(t.Context(), &logical.Request{Operation: logical.UpdateOperation, Path: "refresh/demo", Storage: m.storage})
+			})
+			synctest.Wait()
+			m.Cleanup(t.Context())
+			m.open()
+			then(t, m, &landed)
+			landed.Wait()
+			old.keeper.schedule.busy.Wait()
+		})
+	}
+	t.Run("the token keeps its last_vault_rotation", func(t *testing.T) {
+		late(t, func(t *testing.T, m *mount, landed *sync.WaitGroup) {
+			landed.Wait()
+			require.Equal(t, true, m.refresh(nil)["changed"])
+			rotated := m.read("demo")["last_vault_rotation"]
+			m.reopen()
+			require.Equal(t, rotated, m.read("demo")["last_vault_rotation"])
+		})
+	})
+	t.Run("a token that both have found", func(t *testing.T) {
+		late(t, func(t *testing.T, m *mount, landed *sync.WaitGroup) {
+			m.refresh(nil) // before the late write lands
+			m.read("demo")
+			landed.Wait()
+			time.Sleep(time.Minute)
+			m.reopen()
+			m.read("demo")
+		})
+	})
+	t.Run("a deleted account leaves no token", func(t *testing.T) {
+		late(t, func(t *testing.T, m *mount, landed *sync.WaitGroup) {
+			m.ok(logical.DeleteOperation, "config/demo", nil)
+			landed.Wait()
+			m.ticks(2)
+			for _, key := range m.stored() {
+				require.Contains(t, key, rotationPrefix, "nothing is left but the history")
+			}
+		})
+	})
+}
+
+func TestNoEpochIsEverUsedTwice(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		seen := map[int64]bool{}
+		m.sim.OnCall(func(call wechatsim.Call) {
+			if call.Forced {
+				epoch := m.keeper.appids.find(historyKey(account1Config())).epoch.Load()
+				require.False(t, seen[epoch])
+				seen[epoch] = true
+			}
+		})
+		for range 5 {
+			m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40125, Mode: "forced", Times: 1})
+			m.refused(logical.UpdateOperation, "rotate/demo", nil) // which is undone
+			m.ok(logical.UpdateOperation, "rotate/demo", nil)
+			time.Sleep(forcedSpacing)
+			m.reopen()
+			m.read("demo")
+		}
+		require.Len(t, seen, 10)
+	})
+}
+
+func TestARevocationInTheLastMinutesOfATokenTakesTwoForcedCalls(t *testing.T) {
+	for name, account := range map[string]wechatsim.Account{
+		"a token near its end":       {Lifetime: maxLifetime},
+		"tokens that live for 300 s": {Lifetime: overlap, Overlap: time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, account, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.reopenWithoutBackground() // which would replace it
+				time.Sleep(account.Lifetime - 100*time.Second)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				m.open()
+				m.ticks(30)
+				seen, effective := m.forcedCalls()
+				require.Equal(t, 2, seen)
+				require.Equal(t, 2, effective)
+				require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+			})
+		})
+	}
+}
+
+func TestAForcedCallThatDidNothingLeavesTokenAndBudget(t *testing.T) {
+	for name, fail := range map[string]func(m *mount){
+		"no connection":        func(m *mount) { _ = m.pipe.Close() },
+		"HTTP 404":             func(m *mount) { m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusNotFound}) },
+		"HTTP 407":             func(m *mount) { m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusProxyAuthRequired}) },
+		"HTTP 429":             func(m *mount) { m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusTooManyRequests}) },
+		"quota":                func(m *mount) { m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009}) },
+		"undocumented errcode": func(m *mount) { m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 99999}) },
+	} {
+		for _, revoke := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+					m.write("demo", nil)
+					m.write("twin", nil)
+					held := m.read("demo")["access_token"]
+					m.keeper.client.close() // no connection is left over
+					fail(m)
+					_, text := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": revoke})
+					require.Contains(t, text, "was not replaced")
+					for _, name := range []string{"demo", "twin"} {
+						got := m.read(name)
+						require.Equal(t, held, got["access_token"])
+						require.Equal(t, int64(240), got["ttl"])
+					}
+					require.Equal(t, forcedPerDay, m.statusOf("demo")["rotations_remaining"])
+					require.Nil(t, m.statusOf("demo")["revocation"])
+					require.Empty(t, m.walEntries())
+					m.reopen()
+					require.Equal(t, forcedPerDay, m.statusOf("demo")["rotations_remaining"])
+					require.Equal(t, held, m.read("demo")["access_token"])
+				})
+			})
+		}
+	}
+}
+
+func TestARevokeThatWasRefusedIsNeverCarriedOut(t *testing.T) {
+	for name, then := range map[string]func(m *mount){
+		"while the plugin lives": func(*mount) {},
+		"after a restart":        func(m *mount) { m.reopen() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.storage.failing(deletesFail)
+				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
+				_, text := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				require.Contains(t, text, "was not replaced")
+				require.NotEmpty(t, m.walEntries(), "its announcement could not be taken back")
+				require.Nil(t, m.statusOf("demo")["revocation"])
+				then(m)
+				m.storage.failing(nil)
+				m.ticks(10)
+				_, effective := m.forcedCalls()
+				require.Zero(t, effective)
+				require.Empty(t, m.walEntries())
+			})
+		})
+	}
+}
+
+func TestAConfigWriteEndsTheWaitOfAPendingRevocation(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40164, Mode: "forced"})
+		m.ticks(60) // and its attempts are ten minutes apart
+		m.sim.ClearFaults()
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		require.NotEqual(t, revocationPending, m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestADeleteThatFailsHalfwayLeavesNoRevocation(t *testing.T) {
+	for _, key := range []string{"config/demo", "token/demo"} {
+		t.Run(key, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				m.storage.failing(func(op, k string) error {
+					if op == "delete" && k == key {
+						return errStorage
+					}
+					return nil
+				})
+				m.refused(logical.DeleteOperation, "config/demo", nil)
+				m.storage.failing(nil)
+				m.ok(logical.DeleteOperation, "config/demo", nil)
+				m.ticks(2)
+				require.Empty(t, m.walEntries())
+				require.Empty(t, m.known())
+				m.write("demo", nil)
+				require.Nil(t, m.statusOf("demo")["revocation"])
+				m.ticks(5)
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 1, seen)
+			})
+		})
+	}
+}
+
+func TestAClockSetForwardByADayDropsNoPendingRevocation(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		setClock(t, day+time.Hour)
+		m.ticks(3)
+		seen, effective := m.forcedCalls()
+		require.Equal(t, 2, seen)
+		require.Equal(t, 2, effective)
+		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestTheSpacingCountsFromTheCallHoweverLongStorageTook(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.at("put", historyKey(account1Config()), func() { time.Sleep(25 * time.Second) })
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		_, text := m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		require.Contains(t, text, "try again in 30 seconds")
+		time.Sleep(forcedSpacing)
+		require.Empty(t, m.ok(logical.UpdateOperation, "rotate/demo", nil).Warnings, "WeChat was ready for it")
+	})
+}
+
+func TestOneRefusalForItsQuotaIsNoOutage(t *testing.T) {
+	for name, before := range map[string]time.Duration{
+		"when the token is due":                      0,
+		"at a comparison twenty minutes before that": 20 * time.Minute,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", map[string]any{"sync_interval": "5m"})
+				time.Sleep(rotationPeriod - before - time.Second)
+				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009})
+				begin := time.Now()
+				for m.statusOf("demo")["last_error"] == nil {
+					require.Less(t, time.Since(begin), 6*time.Minute)
+					time.Sleep(time.Second)
+				}
+				m.sim.ClearFaults()
+				for range 60 { // at no time is there no token
+					m.read("demo")
+					time.Sleep(time.Minute)
+				}
+				require.Equal(t, stateHealthy, m.statusOf("demo")["state"])
+			})
+		})
+	}
+}
+
+func TestNoWaitIsLongerThanTenMinutes(t *testing.T) {
+	for _, errcode := range []int{-1, 40125, 40164, 45009, 45011, 89501, 89507, 89506, 50002, 99999} {
+		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+			m.write("demo", map[string]any{"verify": false})
+			m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: errcode})
+			m.refused(logical.ReadOperation, "token/demo", nil)
+			time.Sleep(3 * time.Hour)
+			synctest.Wait()
+			calls := m.sim.Calls("")
+			for i := range calls[1:] {
+				require.LessOrEqual(t, calls[i+1].Time.Sub(calls[i].Time), 10*time.Minute+time.Second, "errcode %d", errcode)
+			}
+			m.sim.ClearFaults()
+			time.Sleep(10*time.Minute + time.Second)
+			m.read("demo")
+		})
+	}
+}
+
+func TestATwinsForcedRefreshForgetsNoFailure(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		time.Sleep(minCallInterval)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40164, Mode: "normal"})
+		m.refused(logical.UpdateOperation, "refresh/demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/twin", nil)
+		synctest.Wait()
+		status := m.statusOf("demo")
+		require.NotEqual(t, stateHealthy, status["state"])
+		require.NotNil(t, status["last_error"])
+		calls := m.calls()
+		for range 20 {
+			m.refused(logical.UpdateOperation, "refresh/demo", nil)
+		}
+		require.Equal(t, calls, m.calls())
+	})
+}
+
+func TestNoTTLIsBelowFiveHoweverLongStorageTakes(t *testing.T) {
+	for path, op := range map[string]logical.Operation{"token/demo": logical.ReadOperation, "refresh/demo": logical.UpdateOperation} {
+		for took, inTime := range map[time.Duration]bool{11 * time.Second: true, 16 * time.Second: false, 25 * time.Second: false} {
+			t.Run(fmt.Sprint(path, took), func(t *testing.T) {
+				inBubble(t, wechatsim.Account{Lifetime: 20 * time.Second, Overlap: time.Second}, func(t *testing.T, m *mount) {
+					m.write("demo", map[string]any{"verify": false})
+					m.at("put", "token/demo", func() { time.Sleep(took) })
+					resp, err := m.request(op, path, nil)
+					if !inTime {
+						status, text := m.status(resp, err)
+						require.Equal(t, http.StatusInternalServerError, status)
+						require.Contains(t, text, "longer than its life")
+						return
+					}
+					require.NoError(t, err)
+					require.GreaterOrEqual(t, resp.Data["ttl"], int64(5))
+				})
+			})
+		}
+	}
+}
+
+func TestALockedAccountHoldsUpTheLoadingOfNoOther(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+		m.write("locked", nil)
+		m.ok(logical.UpdateOperation, "rotate/locked", map[string]any{"revoke": true})
+		m.write("other", map[string]any{"appid": otherAppID})
+		m.close()
+		held, goOn := make(chan struct{}), make(chan struct{})
+		m.at("list", "config/", func() { close(held); <-goOn })
+		m.backend = m.mountedOn(m.storage)
+		require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
+		<-held
+		busy, err := m.keeper.acquire(t.Context(), "locked")
+		require.NoError(t, err)
+		close(goOn)
+		synctest.Wait()
+		require.NotNil(t, m.keeper.lookup("other"), "it was not loaded")
+		<-m.keeper.loaded
+		time.Sleep(rotationPeriod + time.Second)
+		synctest.Wait()
+		require.Len(t, m.sim.Calls(otherAppID), 2, "it was not refreshed when it was due")
+		m.keeper.release(busy)
+		m.ticks(2)
+		_, effective := m.forcedCalls()
+		require.Equal(t, 2, effective)
+	})
+}
+
+func TestAReportOfATokenThatIsNotKnownIsAnsweredByWeChat(t *testing.T) {
+	for name, rejected := range map[string]func(token string) string{
+		"of another account":  func(string) string { return strings.Repeat("x", 512) },
+		"cut off":             func(token string) string { return token[:100] },
+		"with a line end":     func(token string) string { return token + "\n" },
+		"with blanks around":  func(token string) string { return " " + token + "\t" },
+		"nothing but a blank": func(string) string { return " " },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				token := m.read("demo")["access_token"].(string)
+				time.Sleep(minCallInterval)
+				calls := m.calls()
+				require.Equal(t, false, m.refresh(rejected(token))["changed"], "the application would read the same token again")
+				require.Equal(t, calls+1, m.calls())
+				time.Sleep(minCallInterval)
+				m.sim.ForceOutside(testAppID)
+				require.Equal(t, true, m.refresh(rejected(token))["changed"])
+				seen, _ := m.forcedCalls()
+				require.Zero(t, seen)
+			})
+		})
+	}
+}
+
+func TestReportsThatWeChatDoesNotConfirmLeaveATrace(t *testing.T) {
+	const words = "WeChat still accepts a token that an application reported as rejected"
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		token := m.read("demo")["access_token"]
+		for range 50 {
+			time.Sleep(minCallInterval)
+			m.refresh(token)
+		}
+		m.refresh("another-one")
+		status := m.statusOf("demo")
+		require.Equal(t, 50, status["rejections"], "of this token")
+		require.Equal(t, timestamp(time.Now()), status["last_rejection_time"])
+		require.Equal(t, stateHealthy, status["state"])
+		require.Equal(t, 1, strings.Count(m.logs.String(), words), "one line when they begin")
+		time.Sleep(minCallInterval)
+		m.sim.ForceOutside(testAppID)
+		m.refresh(token)
+		status = m.statusOf("demo")
+		require.Equal(t, 0, status["rejections"], "of the token there is now")
+		require.Nil(t, status["last_rejection_time"])
+	})
+}
+
+func TestAStoppedScheduleWorksOffNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s schedule
+		var worked atomic.Int32
+		goOn := make(chan struct{})
+		s.start(time.Now(), func(sleeper) { worked.Add(1); <-goOn })
+		for range 100 {
+			s.set(&napper{}, wallClock())
+		}
+		synctest.Wait()
+		begun := worked.Load()
+		require.Less(t, begun, int32(100), "some of them wait for a worker")
+		s.stop()
+		close(goOn)
+		s.busy.Wait()
+		require.Equal(t, begun, worked.Load())
+	})
+}
+
+// napper is a sleeper of one host.
+type napper struct{ at place }
+
+func (n *napper) place() *place          { return &n.at }
+func (n *napper) errand() (lane, string) { return fastLane, "one.example.com" }

@@ -12,11 +12,9 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-const (
-	// reloadInterval is how often the background tries to load what storage
-	// did not give.
-	reloadInterval = 30 * time.Second
-)
+// reloadInterval is how often the background tries to load what storage
+// did not give.
+const reloadInterval = 30 * time.Second
 
 var (
 	errUnmounted = errors.New("the mount is being closed")

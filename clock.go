@@ -27,6 +27,6 @@ func orNull(t time.Time) any {
 // timestampUnit is the precision of what timestamp shows.
 const timestampUnit = time.Second
 
-// clockTolerance is how far the clock may be set back between two ticks without
-// anything having to be done: the margins bear that much.
+// clockTolerance is how far the clock may be set back without anything having to be
+// done: the margins bear that much.
 const clockTolerance = 5 * time.Second

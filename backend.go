@@ -20,6 +20,8 @@
 //	rotation.go, revoke.go  one forced call; a leak response from request to completion
 //	change.go             configure and delete
 //	background.go         load, maintain, tick, stop
+//	quota.go              what a cleared quota ends
+//	flight.go, exchange.go  one call for all who ask the same; logins and clearings, apart from tokens
 //	backend.go, replication.go, paths.go, path_*.go  Vault's side
 package wechat
 
@@ -180,4 +182,7 @@ An operator writes an account's AppID and AppSecret once, to config/<name>.
 Applications read token/<name> and always get the account's current token: the
 engine asks WeChat for it, keeps it, and replaces it before it runs out. Nobody
 but Vault ever sees the AppSecret, and no two services fight for the token.
+
+Users log in without it, too: code2session/<name> and oauth2/<name> exchange a user's
+code for the openid.
 `

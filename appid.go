@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -54,9 +55,9 @@ type appid struct {
 	// stale counts the changes that other nodes made to the history in storage.
 	stale atomic.Uint64
 
-	// storing is held while the history is read from storage or written there. It is
-	// taken before mu.
-	storing sync.Mutex
+	// storing is held while the history is read from storage or written there, which
+	// may take long: whoever waits for it may give up. It is taken before mu.
+	storing *semaphore.Weighted
 
 	mu       sync.Mutex // guards what follows; held for moments, never across storage or a call
 	loaded   bool       // the history was read from storage since it was stale
@@ -172,6 +173,10 @@ func (h history) limited(wait time.Duration) *problem {
 	}
 }
 
+func newAppid(key string) *appid {
+	return &appid{key: key, storing: semaphore.NewWeighted(1), members: make(map[string]func(), 1)}
+}
+
 // appids are the appids of a mount that have an account in memory.
 type appids struct {
 	mu  sync.Mutex // taken before appid.mu
@@ -190,7 +195,7 @@ func (all *appids) enter(key, name string, wake func()) *appid {
 	defer all.mu.Unlock()
 	ap := all.all[key]
 	if ap == nil {
-		ap = &appid{key: key}
+		ap = newAppid(key)
 		if all.all == nil {
 			all.all = make(map[string]*appid)
 		}
@@ -234,8 +239,10 @@ func (all *appids) sweep(ctx context.Context, s logical.Storage, key string) err
 	ap := all.enter(key, sweeper, func() {})
 	defer all.leave(ap, sweeper)
 	// Whoever joins meanwhile waits for this lock, and then finds what is left.
-	ap.storing.Lock()
-	defer ap.storing.Unlock()
+	if err := ap.storing.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer ap.storing.Release(1)
 	if len(ap.others(sweeper)) > 0 {
 		return nil
 	}
@@ -273,8 +280,10 @@ func (ap *appid) wakeAll() {
 
 // load reads the history from storage, unless it is in memory.
 func (ap *appid) load(ctx context.Context, s logical.Storage) error {
-	ap.storing.Lock()
-	defer ap.storing.Unlock()
+	if err := ap.storing.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer ap.storing.Release(1)
 	ap.mu.Lock()
 	done := ap.loaded
 	ap.mu.Unlock()
@@ -330,8 +339,10 @@ func (ap *appid) clockSetBack(now time.Time) {
 
 // save writes the history to storage if the stored one is older.
 func (ap *appid) save(ctx context.Context, s logical.Storage) error {
-	ap.storing.Lock()
-	defer ap.storing.Unlock()
+	if err := ap.storing.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer ap.storing.Release(1)
 	ap.mu.Lock()
 	h, changes, unstored := ap.history.pruned(wallClock()), ap.answers, ap.unstored
 	ap.mu.Unlock()
@@ -481,8 +492,10 @@ type force struct {
 //
 // The error is a *problem if a limit forbids the call.
 func (ap *appid) announce(ctx context.Context, s logical.Storage, epoch int64, timeout time.Duration) (*force, error) {
-	ap.storing.Lock()
-	defer ap.storing.Unlock()
+	if err := ap.storing.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer ap.storing.Release(1)
 	begun := wallClock()
 	ap.mu.Lock()
 	h := ap.history.pruned(begun)

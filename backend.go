@@ -10,12 +10,14 @@
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds
 //	schedule.go           the wake queue and its workers; knows nothing of accounts
 //	config.go, token.go   an account as it is stored; a token as it is stored
+//	ticket.go             a ticket as it is stored, and what memory knows of it
 //	appid.go              what the names of one AppID share: epoch, history, members
 //	state.go              what memory knows of an account: servable, due, ttl, health
 //	revocation.go         the record of a leak response
 //	account.go            one account in memory: its lock, loading, storing
 //	keeper.go             the registry of accounts
 //	refresh.go            reads, reports and normal calls
+//	tickets.go            a ticket is used, fetched with the account's token, compared
 //	rotation.go, revoke.go  one forced call; a leak response from request to completion
 //	change.go             configure and delete
 //	background.go         load, maintain, tick, stop
@@ -60,15 +62,17 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		BackendType:    logical.TypeLogical,
 		RunningVersion: Version,
 		PathsSpecial: &logical.Paths{
-			SealWrapStorage: []string{configPrefix, tokenPrefix},
+			SealWrapStorage: []string{configPrefix, tokenPrefix, ticketPrefix},
 			LocalStorage:    []string{framework.WALPrefix},
 		},
 		// The framework looks for the first pattern that matches: the hot path
 		// comes first.
 		Paths: framework.PathAppend(
 			b.tokenPaths(),
+			b.signPaths(),
 			b.code2SessionPaths(),
 			b.oauth2Paths(),
+			b.ticketPaths(),
 			b.refreshPaths(),
 			b.statusPaths(),
 			b.rotatePaths(),
@@ -152,13 +156,16 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
 
-// HandleRequest answers a read of a token itself: nearly every request is one,
-// and the framework would spend more on finding out than the engine on the
-// answer. From other requests it refuses fields of the wrong type before the
+// HandleRequest answers reads of a token and of a signature itself: nearly every
+// request is one, and the framework would spend more on finding out than the engine
+// on the answer. From other requests it refuses fields of the wrong type before the
 // framework does, whose message would hold their value.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	if name, ok := strings.CutPrefix(req.Path, tokenPrefix); ok && name != "" && req.Operation == logical.ReadOperation && len(req.Data) == 0 {
 		return b.readToken(ctx, req, name)
+	}
+	if name, page, ok := signedRead(req); ok {
+		return b.sign(ctx, req, name, page)
 	}
 	if len(req.Data) > 0 {
 		if path := b.Route(req.Path); path != nil {

@@ -47,7 +47,7 @@ func TestTheFactoryOnlyWires(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, logical.TypeLogical, b.Type())
 	require.Equal(t, Version, b.(*backend).PluginVersion().Version)
-	require.Equal(t, []string{"config/", "token/"}, b.SpecialPaths().SealWrapStorage)
+	require.Equal(t, []string{"config/", "token/", "ticket/"}, b.SpecialPaths().SealWrapStorage)
 	b.Cleanup(t.Context())
 }
 
@@ -55,7 +55,7 @@ func TestHelpAndOpenAPI(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		root := m.ok(logical.HelpOperation, "", nil)
 		require.Contains(t, root.Data["help"], "stable access tokens")
-		for _, path := range []string{"config/demo", "config", "token/demo", "token"} {
+		for _, path := range []string{"config/demo", "config", "token/demo", "token", "sign/demo", "ticket/demo"} {
 			help := m.ok(logical.HelpOperation, path, nil).Data["help"].(string)
 			require.Contains(t, help, "DESCRIPTION", path)
 		}
@@ -74,6 +74,7 @@ func TestHelpAndOpenAPI(t *testing.T) {
 			"wechat-read-token", "wechat-list-tokens", "wechat-list-tokens-below",
 			"wechat-configure-account", "wechat-read-account", "wechat-delete-account",
 			"wechat-list-accounts", "wechat-list-accounts-below",
+			"wechat-read-ticket", "wechat-sign-page", "wechat-read-signature-of-page",
 		} {
 			require.Contains(t, ids, id)
 		}

@@ -30,7 +30,14 @@ func (k *keeper) start(s logical.Storage) {
 		k.schedule.busy.Go(func() {
 			k.loadAll(s)
 			close(k.loaded)
-			k.schedule.start(holdOff, func(t sleeper) { k.maintain(s, t.(*account)) })
+			k.schedule.start(holdOff, func(t sleeper) {
+				switch t := t.(type) {
+				case *account:
+					k.maintain(s, t)
+				case *accountTicket:
+					k.maintainTicket(s, t)
+				}
+			})
 			k.sweepHistories(s)
 		})
 	})

@@ -99,10 +99,15 @@ func (m *mount) reopen() {
 	m.open()
 }
 
-// tokens returns the token that is current at WeChat, to be looked for where none
-// may be.
+// tokens returns the token and the tickets that are current at WeChat, to be looked
+// for where none may be.
 func (m *mount) tokens() []string {
 	var all []string
+	for kind := range ticketTypes {
+		if current := m.sim.CurrentTicket(testAppID, kind.String()); current != "" {
+			all = append(all, current)
+		}
+	}
 	if current := m.sim.Current(testAppID); current != "" {
 		all = append(all, current)
 	}

@@ -174,7 +174,7 @@ func (h history) limited(wait time.Duration) *problem {
 }
 
 func newAppid(key string) *appid {
-	return &appid{key: key, storing: semaphore.NewWeighted(1), members: make(map[string]func(), 1)}
+	return &appid{key: key, storing: semaphore.NewWeighted(1)}
 }
 
 // appids are the appids of a mount that have an account in memory.

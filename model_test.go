@@ -162,15 +162,15 @@ type modelCall struct {
 	reached            time.Time // when the platform did its work
 	over               time.Time // for the engine; zero while it is under way
 	late               bool      // it was held on its way
-	outcome            outcome
+	outcome            callOutcome
 	token              string
 }
 
-// outcome is what the engine can know of a call.
-type outcome int
+// callOutcome is what the engine can know of a call.
+type callOutcome int
 
 const (
-	callUnknown outcome = iota
+	callUnknown callOutcome = iota
 	callAnswered
 	callRefused // certainly without effect
 )
@@ -333,7 +333,7 @@ func (r *recorder) Write(p []byte) (int, error) {
 }
 
 // outcome is what the engine can know by the answer.
-func (r *recorder) outcome() (outcome, string) {
+func (r *recorder) outcome() (callOutcome, string) {
 	if !r.whole || r.taken {
 		return callUnknown, ""
 	}

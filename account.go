@@ -12,15 +12,9 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-const (
-	// reloadInterval is how often the background tries to load what storage
-	// did not give.
-	reloadInterval = 30 * time.Second
-
-	// clockTolerance is how far the clock may be set back between two ticks
-	// without anything having to be done: the margins bear that much.
-	clockTolerance = 5 * time.Second
-)
+// reloadInterval is how often the background tries to load what storage
+// did not give.
+const reloadInterval = 30 * time.Second
 
 var (
 	errUnmounted = errors.New("the mount is being closed")

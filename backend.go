@@ -9,12 +9,14 @@
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds
 //	schedule.go           the wake queue and its workers; knows nothing of accounts
 //	config.go, token.go   an account as it is stored; a token as it is stored
+//	ticket.go             a ticket as it is stored, and what memory knows of it
 //	appid.go              what the names of one AppID share: epoch, history, members
 //	state.go              what memory knows of an account: servable, due, ttl, health
 //	revocation.go         the record of a leak response
 //	account.go            one account in memory: its lock, loading, storing
 //	keeper.go             the registry of accounts
 //	refresh.go            reads, reports and normal calls
+//	tickets.go            a ticket is used, fetched with the account's token, compared
 //	rotation.go, revoke.go  one forced call; a leak response from request to completion
 //	change.go             configure and delete
 //	background.go         load, maintain, tick, stop

@@ -9,8 +9,8 @@ import (
 // errcodeQuota is WeChat's refusal for a daily quota that is used up.
 const errcodeQuota = 45009
 
-// quotaCleared ends the wait of an account, and of the others with its appid, for the
-// daily quota: the counters at WeChat went back to zero. It is called after that
+// quotaCleared ends the wait of an account, and of the others with its appid, and of
+// their tickets, for the daily quota: the counters at WeChat went back to zero. It is called after that
 // succeeded, and what cannot be told is tried again by itself in minutes.
 func (k *keeper) quotaCleared(ctx context.Context, s logical.Storage, name string) {
 	ctx, cancel := detached(ctx)
@@ -30,6 +30,7 @@ func (k *keeper) quotaCleared(ctx context.Context, s logical.Storage, name strin
 			next.failure = nil
 			a.setState(&next)
 		}
+		a.retryTickets(func(p *problem) bool { return p.errcode == errcodeQuota })
 		k.release(a)
 	}
 }

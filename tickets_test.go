@@ -628,7 +628,7 @@ func TestATicketIsStoredThoughSomebodyIsBusyWithTheAccount(t *testing.T) {
 
 func TestAHangingGetTicketDelaysNoTokensRefresh(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		const accounts = 300
+		const accounts = 120 // more than a lane has workers for one host
 		var names []string
 		for n := range accounts {
 			name := fleet(accounts).name(n)
@@ -647,19 +647,17 @@ func TestAHangingGetTicketDelaysNoTokensRefresh(t *testing.T) {
 		flood := make(chan struct{})
 		var views sync.WaitGroup
 		for _, name := range names {
-			for range 3 {
-				views.Go(func() {
-					for {
-						select {
-						case <-flood:
-							return
-						case <-time.After(time.Second):
-							_, _ = m.asked(name)
-							_, _ = m.request(logical.ReadOperation, "ticket/"+name, map[string]any{"type": "wx_card"})
-						}
+			views.Go(func() {
+				for {
+					select {
+					case <-flood:
+						return
+					case <-time.After(5 * time.Second):
+						_, _ = m.asked(name)
+						_, _ = m.request(logical.ReadOperation, "ticket/"+name, map[string]any{"type": "wx_card"})
 					}
-				})
-			}
+				}
+			})
 		}
 		before := m.calls()
 		time.Sleep(2 * time.Minute)
@@ -851,5 +849,25 @@ func TestNothingSecretOfATicketIsLogged(t *testing.T) {
 			require.NotContains(t, m.logs.String(), "shop.example.com")
 		}
 		require.NotContains(t, shown(t, m.ok(logical.ReadOperation, "status/demo", nil), nil), m.sim.CurrentTicket(testAppID, "jsapi"))
+	})
+}
+
+func TestClearingTheQuotaEndsATicketsWait(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		m.sim.Inject(ticketFault(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Times: 2}))
+		for _, name := range []string{"demo", "twin"} {
+			status, _ := m.notSigned(name)
+			require.Equal(t, http.StatusTooManyRequests, status)
+		}
+		m.ok(logical.UpdateOperation, "clear-quota/demo", nil)
+		m.signs("demo")
+		m.signs("twin")
+
+		m.sim.Inject(ticketFault(wechatsim.Fault{Kind: "errcode", Errcode: 61004, Times: 1}))
+		m.refused(logical.ReadOperation, "ticket/demo", map[string]any{"type": "wx_card"})
+		time.Sleep(time.Second)
+		require.Equal(t, "failing", m.statusOf("demo")["tickets"].(map[string]any)["wx_card"].(map[string]any)["state"], "another wait goes on")
 	})
 }

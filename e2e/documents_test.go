@@ -51,6 +51,57 @@ var executed = []struct {
 		d.account(t, "demo", "wx0123456789abcdef")
 	}},
 	{"docs/migrate.md", func(t *testing.T, d *documents) { d.mount(t) }},
+	{"docs/incidents.md", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.account(t, "demo", "wx0123456789abcdef")
+		d.account(t, "team-a/shop", "wx2222222222222222")
+		d.ahead("vault read -field=revocation wechat/status/demo", func(t *testing.T) {}, func(t *testing.T) {
+			eventually(t, time.Minute, "the revocation is complete", func() bool {
+				answer, err := d.vault.Logical().Read(d.path + "/status/demo")
+				return err == nil && answer.Data["revocation"] != "pending"
+			})
+		})
+	}},
+	{"docs/troubleshooting.md", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.failing(t, "team-b/mall", "wx5555555555555555")
+	}},
+	{"docs/operate.md", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.account(t, "demo", "wx0123456789abcdef")
+		d.failing(t, "team-b/mall", "wx5555555555555555")
+		d.Update("wx3333333333333333", func(a *wechatsim.Account) { a.Lifetime = 291 * time.Second })
+		d.account(t, "mini", "wx3333333333333333")
+		d.ahead("vault read wechat/token/mini", func(t *testing.T) {
+			d.Inject(wechatsim.Fault{Kind: "errcode", AppID: "wx3333333333333333", Errcode: -1})
+			eventually(t, patience, "the token is due", func() bool {
+				answer, err := d.vault.Logical().Read(d.path + "/token/mini")
+				return err == nil && len(answer.Warnings) > 0
+			})
+		})
+	}},
+	{"docs/reference.md", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.account(t, "demo", "wx0123456789abcdef")
+		d.codes("wx0123456789abcdef")
+		d.account(t, "team-a/service", "wx2222222222222222")
+		d.account(t, "team-a/shop", "wx5555555555555555")
+		d.Update("wx3333333333333333", func(a *wechatsim.Account) { a.AllowedIPs = []string{"203.0.113.7"} })
+		d.ahead("vault read -format=json wechat/status/mini | jq .data", func(t *testing.T) {
+			d.Update("wx3333333333333333", func(a *wechatsim.Account) { a.AllowedIPs = nil })
+			d.account(t, "mini", "wx3333333333333333")
+			d.Inject(wechatsim.Fault{Kind: "errcode", AppID: "wx3333333333333333", Errcode: -1})
+			eventually(t, patience, "a report asks WeChat, which is busy", func() bool {
+				_, err := d.vault.Logical().Write(d.path+"/refresh/mini", nil)
+				return err != nil
+			})
+		})
+	}},
+	{"docs/using-the-token.md", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.codes("wx2222222222222222")
+		d.account(t, "team-a/shop", "wx2222222222222222")
+	}},
 }
 
 // notExecuted begin the commands that are not run here: they build, or need what
@@ -65,7 +116,9 @@ const documentsSecret = "c0ffee00c0ffee00c0ffee00c0ffee00"
 type documents struct {
 	*engine
 	dir   string
-	built map[string]vaulttest.Plugin // by version
+	env   []string                        // of the shell, besides what every page has
+	hooks map[string][]func(t *testing.T) // called before a command: one for each time that it is shown
+	built map[string]vaulttest.Plugin     // by version
 }
 
 func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
@@ -82,6 +135,9 @@ func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
 			for _, appid := range []string{"wx0123456789abcdef", "wx2222222222222222", "wx3333333333333333", "wx5555555555555555"} {
 				d.SetAccount(appid, wechatsim.Account{Secret: documentsSecret, ForcedSpacing: time.Millisecond}) // the page before may have forced
 			}
+			d.hooks = map[string][]func(t *testing.T){}
+			d.ClearFaults()
+			d.env = nil
 			if e.before != nil {
 				e.before(t, d)
 			}
@@ -105,6 +161,7 @@ func (d *documents) wrapVault(t *testing.T) {
 	must(t, os.MkdirAll(filepath.Join(d.dir, "path"), 0o700))
 	script := fmt.Sprintf(`#!/bin/sh
 case "$*" in
+"write wechat/config/"*" proxy_url="*) set -- "$@" verify=false base_url=https://wechat.invalid ;; # nothing listens there
 "write wechat/config/"*" secret=-") set -- "$@" base_url=%s ;;
 esac
 exec %s "$@"
@@ -145,6 +202,28 @@ func (d *documents) account(t *testing.T, name, appid string) {
 	must(t, err)
 }
 
+// ahead has something done before a command: a function for each time that the
+// page shows it.
+func (d *documents) ahead(command string, do ...func(t *testing.T)) { d.hooks[command] = do }
+
+// codes puts a user's codes of an account into the shell's environment.
+func (d *documents) codes(appid string) {
+	d.env = append(d.env,
+		"JS_CODE="+d.hide(d.Mint(appid, wechatsim.Code{}).Code),
+		"CODE="+d.hide(d.Mint(appid, wechatsim.Code{API: wechatsim.APIOAuth2}).Code))
+}
+
+// failing writes an account whose IP WeChat does not admit, and has it tried.
+func (d *documents) failing(t *testing.T, name, appid string) {
+	t.Helper()
+	d.Update(appid, func(a *wechatsim.Account) { a.AllowedIPs = []string{"203.0.113.7"} })
+	_, err := d.write(name, fields{"appid": appid, "secret": documentsSecret, "base_url": d.url, "verify": false})
+	must(t, err)
+	if _, err := d.readToken(name); err == nil {
+		t.Errorf("%s has a token", name)
+	}
+}
+
 // execute runs the commands of a page.
 func (d *documents) execute(t *testing.T, page string) {
 	t.Helper()
@@ -159,6 +238,10 @@ func (d *documents) execute(t *testing.T, page string) {
 				continue
 			}
 			commands++
+			if hooks := d.hooks[c.text]; len(hooks) > 0 {
+				d.hooks[c.text] = hooks[1:]
+				hooks[0](t)
+			}
 			output, status := sh.run(t, c.text)
 			if failed := len(c.output) > 0 && strings.HasPrefix(c.output[0], "Error"); failed != (status != 0) {
 				t.Errorf("%s: the command ended with %d:\n$ %s\n%s", page, status, c.text, strings.Join(output, "\n"))
@@ -262,8 +345,10 @@ func startShell(t *testing.T, d *documents) *shell {
 	cmd.Env = []string{
 		"PATH=" + filepath.Join(d.dir, "path") + string(os.PathListSeparator) + os.Getenv("PATH"),
 		"VAULT_ADDR=" + d.vault.Address(), "VAULT_TOKEN=" + d.vault.Token(), "VAULT_MAX_RETRIES=0",
+		"TOKEN=" + random(),
 		"HOME=" + t.TempDir(), "WECHAT_SECRET=" + documentsSecret,
 	}
+	cmd.Env = append(cmd.Env, d.env...)
 	in, err := cmd.StdinPipe()
 	must(t, err)
 	reading, writing, err := os.Pipe()

@@ -23,8 +23,9 @@ var (
 
 // common is what the accounts of one mount have in common.
 type common struct {
-	log    hclog.Logger
-	client *client
+	log     hclog.Logger
+	client  *client
+	metrics *metrics
 
 	// writable tells whether this node may write to storage; where it may not,
 	// it does not call WeChat either.

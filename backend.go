@@ -6,6 +6,7 @@
 //	limits.go, clock.go   what WeChat documents in numbers; the wall clock, how times are shown
 //	errcode.go, problem.go  what WeChat's codes mean; a failed attempt and its words
 //	transport.go, answer.go, scrub.go, client.go  connections, answers, and the one funnel of all calls
+//	metrics.go            the counters of what happens
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds
 //	schedule.go           the wake queue and its workers; knows nothing of accounts
 //	config.go, token.go   an account as it is stored; a token as it is stored
@@ -77,6 +78,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 			b.rotatePaths(),
 			b.clearQuotaPaths(),
 			b.configPaths(),
+			b.metricsPaths(),
 		),
 		InitializeFunc:    b.initialize,
 		PeriodicFunc:      b.tick,
@@ -95,7 +97,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 	// All mounts of a plugin process share one logger.
 	log := b.Logger().With("mount", conf.BackendUUID)
 	b.keeper = newKeeper(log, c, b.WriteSafeReplicationState)
-	b.exchanges = newExchanges(b.keeper.ctx, log, c)
+	b.exchanges = newExchanges(b.keeper.ctx, log, c, &b.keeper.metrics.exchanges)
 	return b, nil
 }
 
@@ -103,7 +105,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 // it while it unseals, so it returns at once, and it never fails.
 func (b *backend) initialize(_ context.Context, req *logical.InitializationRequest) error {
 	if b.WriteSafeReplicationState() {
-		b.keeper.start(req.Storage)
+		b.keeper.start(b.keeper.metrics.watched(req.Storage))
 	}
 	return nil
 }
@@ -120,19 +122,20 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, kind strin
 	if !b.keeper.writable() {
 		return errPending // it is the active node's to do
 	}
+	storage := b.keeper.metrics.watched(req.Storage)
 	switch kind {
 	case walChange:
 		var c change
 		if err := decodeWAL(data, &c); err != nil {
 			return err
 		}
-		return b.keeper.reconcile(ctx, req.Storage, c.Name)
+		return b.keeper.reconcile(ctx, storage, c.Name)
 	case walRevocation:
 		var r revocation
 		if err := decodeWAL(data, &r); err != nil {
 			return err
 		}
-		return b.keeper.resumeIfIdle(ctx, req.Storage, &r)
+		return b.keeper.resumeIfIdle(ctx, storage, &r)
 	}
 	return fmt.Errorf("the write-ahead log holds an entry of the unknown kind %q: was it written by a newer version of the plugin?", kind)
 }
@@ -171,7 +174,9 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 			}
 		}
 	}
-	return b.Backend.HandleRequest(ctx, req)
+	watched := *req
+	watched.Storage = b.keeper.metrics.watched(req.Storage)
+	return b.Backend.HandleRequest(ctx, &watched)
 }
 
 const backendHelp = `

@@ -93,6 +93,8 @@ const (
 	apiTicket       api = "getticket"
 )
 
+var apis = []api{apiStableToken, apiCode2Session, apiOAuth2, apiClearQuota, apiTicket}
+
 // errcodes holds every errcode of stable_token. WeChat's errcodes are one
 // numbering for all of its calls: what another call's own table below does not
 // hold means there what it means here.

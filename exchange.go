@@ -40,15 +40,16 @@ const (
 type exchanges struct {
 	log       hclog.Logger
 	client    *client
+	metrics   *exchangeCounters
 	logins    *flights
 	clearings *flights
 	failures  failures
 }
 
 // newExchanges returns the exchanges of a mount, which end with ctx.
-func newExchanges(ctx context.Context, log hclog.Logger, c *client) *exchanges {
+func newExchanges(ctx context.Context, log hclog.Logger, c *client, counters *exchangeCounters) *exchanges {
 	return &exchanges{
-		log: log, client: c,
+		log: log, client: c, metrics: counters,
 		logins:    newFlights(ctx, semaphore.NewWeighted(maxExchanges), exchangeMemory),
 		clearings: newFlights(ctx, nil, clearingMemory),
 	}
@@ -89,7 +90,9 @@ func exchange[T interface{ size() int }](
 				return outcome{err: err}
 			}
 		}
+		x.metrics.inFlight.Inc()
 		got, err := call(ctx, cfg.endpoint(), code)
+		x.metrics.inFlight.Dec()
 		p := problemOf(err)
 		x.report(name, a, p, x.failures.note(account, p))
 		switch {
@@ -100,6 +103,7 @@ func exchange[T interface{ size() int }](
 		}
 		return outcome{err: err}
 	})
+	x.metrics.done(a, err)
 	if err != nil {
 		return none, err
 	}

@@ -27,9 +27,10 @@ type keeper struct {
 
 func newKeeper(log hclog.Logger, c *client, writable func() bool) *keeper {
 	k := &keeper{
-		common: &common{log: log, client: c, writable: writable},
+		common: &common{log: log, client: c, metrics: newMetrics(), writable: writable},
 		loaded: make(chan struct{}), clock: readClock(), accounts: make(map[string]*account),
 	}
+	c.observe = k.metrics.called
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	return k
 }

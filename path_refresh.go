@@ -43,6 +43,7 @@ func (b *backend) refreshToken(ctx context.Context, req *logical.Request, data *
 		return logical.ErrorResponse(err.Error()), nil
 	}
 	st, changed, err := b.keeper.report(ctx, req.Storage, name, data.Get("rejected_token").(string))
+	b.keeper.metrics.reported(st != nil, changed, err)
 	if err != nil {
 		return failureResponse(fmt.Sprintf("the token of account %q was not refreshed", name), err)
 	}

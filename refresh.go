@@ -31,15 +31,24 @@ func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (st *
 		if st := a.current(); st != nil {
 			switch {
 			case st.servable(now):
+				k.metrics.reads.cached.Inc()
 				return st, now, nil
 			case !st.usable(now) && st.waits(now):
+				k.metrics.reads.failed.Inc()
 				return nil, now, st.failure.problem
 			}
 		}
 	}
+	st, now, err = k.readWaiting(ctx, k.metrics.watched(s), name)
+	k.metrics.waited(st != nil, err)
+	return st, now, err
+}
+
+// readWaiting is read for what memory does not answer.
+func (k *keeper) readWaiting(ctx context.Context, s logical.Storage, name string) (*state, time.Time, error) {
 	a, st, err := k.acquireLoaded(ctx, s, name)
 	if err != nil {
-		return nil, now, err
+		return nil, wallClock(), err
 	}
 	defer k.release(a)
 	return a.read(ctx, s, st)
@@ -203,6 +212,7 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 		return nil, err
 	}
 	begun := wallClock()
+	good := st.usable(begun)
 	var g *tokenAnswer
 	var epoch int64
 	if err == nil {
@@ -218,6 +228,7 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 	}
 	tok, stored := tokenFrom(g, st.token, cfg, epoch, false), st.storedToken()
 	changed := !st.isCurrent(tok.AccessToken)
+	a.metrics.refreshed(changed, good && st.token.end().Sub(g.asked) > overlap)
 	if changed || st.lastSuccess.IsZero() {
 		// An instance of the mount that was closed before this one began may have
 		// written late. If it has stored this very token, its times count.
@@ -240,6 +251,7 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 func (a *account) noteFailure(st *state, p *problem, begun time.Time) *state {
 	st = st.failed(p, begun, wallClock(), syncJitter())
 	a.setState(st)
+	a.metrics.refreshes.failed.Inc()
 	a.log.Warn("no token from WeChat", append([]any{
 		"account", a.name, "appid", st.appID, "failures", st.failure.count, "next_attempt", timestamp(st.failure.next),
 	}, p.logFields()...)...)

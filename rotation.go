@@ -54,6 +54,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 	f, err := ap.announce(ctx, s, epoch, cfg.RequestTimeout)
 	switch {
 	case problemOf(err) != nil: // the limits
+		a.metrics.forced.limited.Inc()
 		return nil, err
 	case err != nil:
 		a.publish(ctx, s, st, st.storedToken()) // or as soon as storage takes it
@@ -62,6 +63,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 	sent := wallClock()
 	g, err := a.client.stableToken(a.ctx, cfg.endpoint(), true)
 	if problemOf(err).noEffect() {
+		a.metrics.forced.refused.Inc()
 		ap.undo(f)
 		a.publish(ctx, s, st, st.storedToken())
 		return nil, err
@@ -70,6 +72,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 		err = g.check()
 	}
 	if err != nil {
+		a.metrics.forced.lost.Inc()
 		// The request may reach WeChat as long as it may take.
 		ap.end(f, sent.Add(cfg.RequestTimeout), nil)
 		if a.ctx.Err() != nil {
@@ -84,6 +87,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 	tok := tokenFrom(g, st.token, cfg, epoch, true)
 	ap.end(f, g.answered, g)
 	next := a.publish(ctx, s, st.succeeded(g, tok, syncJitter()), st.storedToken())
+	a.metrics.forcedTo(!st.isCurrent(tok.AccessToken))
 	done := &rotated{state: next, same: st.isCurrent(tok.AccessToken), remaining: ap.budget()}
 	a.log.Info("forced refresh", "account", a.name, "appid", st.appID, "replaced", !done.same, "remaining", done.remaining)
 	return done, nil

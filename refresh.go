@@ -26,22 +26,27 @@ var ruleForcing = rule{
 // time, asking WeChat if that is due. The state is nil if the account is not
 // configured. An error from WeChat is a *problem.
 func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (st *state, now time.Time, err error) {
+	st, now, answered, err := k.readMemory(name)
+	if !answered {
+		st, now, err = k.readWaiting(ctx, s, name)
+	}
+	return st, now, err
+}
+
+// readMemory is read as far as memory answers: nobody waits for anything.
+func (k *keeper) readMemory(name string) (st *state, now time.Time, answered bool, err error) {
 	now = wallClock()
 	if a := k.lookup(name); a != nil {
 		if st := a.current(); st != nil {
 			switch {
 			case st.servable(now):
-				k.metrics.reads.cached.Inc()
-				return st, now, nil
+				return st, now, true, nil
 			case !st.usable(now) && st.waits(now):
-				k.metrics.reads.failed.Inc()
-				return nil, now, st.failure.problem
+				return nil, now, true, st.failure.problem
 			}
 		}
 	}
-	st, now, err = k.readWaiting(ctx, k.metrics.watched(s), name)
-	k.metrics.waited(st != nil, err)
-	return st, now, err
+	return nil, now, false, nil
 }
 
 // readWaiting is read for what memory does not answer.

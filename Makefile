@@ -1,14 +1,29 @@
 # The names of the targets and what they are for: make help.
 
-MODULE := github.com/vault-wechat/vault-plugin-secrets-wechat
 PLUGIN := vault-plugin-secrets-wechat
 
 # Vault accepts a plugin's version only as semver: v1.2.3 at the tag, then
-# v1.2.3-4-gabcdef0. `make build VERSION=v1.2.3` sets another.
-VERSION := $(shell git describe --tags --match 'v[0-9]*.[0-9]*.[0-9]*' --dirty 2>/dev/null || echo v0.1.0-dev)
+# v1.2.3-4-gabcdef0, and before the first tag what backend.go says.
+# `make build VERSION=v1.2.3` sets another.
+VERSION := $(shell git describe --tags --match 'v[0-9]*.[0-9]*.[0-9]*' --dirty 2>/dev/null || sed -n 's/^var Version = "\(.*\)"/\1/p' backend.go)
+
+# The image's name, without a tag: where a registry will have it.
+IMAGE := $(PLUGIN)
+
+# The publisher's key: gpg:ID for GnuPG, cosign:REFERENCE for cosign. Without one
+# nothing is signed.
+SIGN_KEY ?=
+export SIGN_KEY
 
 # Executions of each fuzz target, some seconds' worth.
 FUZZ := 100000
+
+# Where the end-to-end tests note which of them this machine lacks a program for.
+NOT_RUN := bin/not-run
+
+# The older Vaults on which `make compat` runs the end-to-end tests. For each there is
+# a scripts/vault-VERSION that pins it.
+COMPAT := 1.16
 
 # The options of the benchmark: bin/bench -help.
 BENCH := -document docs/benchmarks.md
@@ -20,8 +35,7 @@ BENCH := -document docs/benchmarks.md
 
 .PHONY: build
 build: ## Build the plugin: bin/vault-plugin-secrets-wechat
-# Without paths and VCS stamps, the same source and version give the same SHA-256.
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X $(MODULE).Version=$(VERSION)' -o bin/$(PLUGIN) ./cmd/$(PLUGIN)
+	scripts/build.sh $(VERSION) bin/$(PLUGIN)
 
 .PHONY: simulator
 simulator: ## Build the simulator of WeChat: bin/wechatsim
@@ -31,10 +45,24 @@ simulator: ## Build the simulator of WeChat: bin/wechatsim
 dev: build simulator ## Try the plugin on a real Vault, until Ctrl-C
 	@scripts/dev.sh
 
+##@ Release
+
+.PHONY: dist
+dist: ## Build a release for all platforms into dist/, see docs/release.md; SIGN_KEY signs it
+	scripts/dist.sh $(VERSION) $(IMAGE)
+
+.PHONY: image
+image: ## Build only the images, for linux, into dist/; IMAGE names them
+	scripts/dist.sh $(VERSION) $(IMAGE) -image-only
+
+.PHONY: vulncheck
+vulncheck: ## Look for known vulnerabilities in what the plugin is built of
+	scripts/vulncheck.sh
+
 ##@ Test
 
 .PHONY: test
-test: c-compiler format vet lint modules test-race fuzz e2e ## Everything; .ci/run runs exactly this
+test: c-compiler format vet lint modules test-race test-release reproducible fuzz e2e ## Everything; .ci/run runs exactly this
 
 .PHONY: test-unit
 test-unit: ## The quick loop: unit tests without the race detector
@@ -44,14 +72,29 @@ test-unit: ## The quick loop: unit tests without the race detector
 test-race: c-compiler
 	CGO_ENABLED=1 go test -race -shuffle=on ./...
 
+.PHONY: test-release
+test-release:
+	cd scripts/release && go test ./...
+
+.PHONY: reproducible
+reproducible: ## Build twice, in two folders and for two users, and compare
+	scripts/reproducible.sh
+
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for a short while; FUZZ=1000000 for longer
 	scripts/fuzz.sh $(FUZZ)
 
 .PHONY: e2e
 e2e: build simulator ## End-to-end tests on a real Vault
+	@rm -f $(NOT_RUN)
 	vault=$$(scripts/vault.sh) && \
-	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) NOT_RUN=$$PWD/$(NOT_RUN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+# Last, so that it is seen: what a machine cannot test must not look tested.
+	@if [ -s $(NOT_RUN) ]; then echo 'NOT RUN on this machine:'; sort $(NOT_RUN) | sed 's/^/  /'; fi
+
+.PHONY: compat
+compat: build simulator ## End-to-end tests on older Vaults, or on VAULT_BIN's server alone (OpenBao, too)
+	WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) scripts/compat.sh $(COMPAT)
 
 .PHONY: bench
 bench: build ## Measure reads on a real Vault, see docs/benchmarks.md; BENCH='-runs 1' for a quick look
@@ -72,31 +115,33 @@ c-compiler:
 
 .PHONY: fmt
 fmt: ## Format the Go code
-	golangci_lint=$$(scripts/lint.sh) && "$$golangci_lint" fmt
+	golangci_lint=$$(scripts/lint.sh) && "$$golangci_lint" fmt && cd scripts/release && "$$golangci_lint" fmt
 
 .PHONY: format
 format:
-	golangci_lint=$$(scripts/lint.sh) && "$$golangci_lint" fmt --diff
+	golangci_lint=$$(scripts/lint.sh) && "$$golangci_lint" fmt --diff && cd scripts/release && "$$golangci_lint" fmt --diff
 
 .PHONY: lint
 lint: ## Run golangci-lint
-	golangci_lint=$$(scripts/lint.sh) && "$$golangci_lint" run
+	golangci_lint=$$(scripts/lint.sh) && "$$golangci_lint" run && cd scripts/release && "$$golangci_lint" run
 
 .PHONY: vet
 vet:
 	go vet -tags e2e ./...
+	cd scripts/release && go vet ./...
 
 .PHONY: modules
 modules:
 	go mod tidy -diff
 	go mod verify
+	cd scripts/release && go mod tidy -diff && go mod verify
 
 .PHONY: clean
-clean: ## Remove bin/
-	rm -rf bin
+clean: ## Remove bin/ and dist/
+	rm -rf bin dist
 
 .PHONY: clean-cache
-clean-cache: ## Remove the cached builds of Vault, KV and golangci-lint, of every clone
+clean-cache: ## Remove the cached builds of Vault, KV, golangci-lint and govulncheck, of every clone
 	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/vault-plugin-secrets-wechat"
 
 .PHONY: help

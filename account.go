@@ -12,15 +12,9 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-const (
-	// reloadInterval is how often the background tries to load what storage
-	// did not give.
-	reloadInterval = 30 * time.Second
-
-	// clockTolerance is how far the clock may be set back between two ticks
-	// without anything having to be done: the margins bear that much.
-	clockTolerance = 5 * time.Second
-)
+// reloadInterval is how often the background tries to load what storage
+// did not give.
+const reloadInterval = 30 * time.Second
 
 var (
 	errUnmounted = errors.New("the mount is being closed")
@@ -78,6 +72,10 @@ type account struct {
 	// generation counts the changes that other nodes made to the account in storage:
 	// a state of an older generation is stale, whenever it was stored.
 	generation atomic.Uint64
+
+	// tickets are those that were used, nil the others. They are read and replaced
+	// without lock; what one of them is for, its own state says.
+	tickets [ticketTypes]atomic.Pointer[accountTicket]
 
 	at place // in the schedule
 }
@@ -139,6 +137,7 @@ func (a *account) forget() {
 func (a *account) remove() {
 	a.setState(nil)
 	a.revocation.Store(nil)
+	a.forgetTickets()
 	if a.joined != nil {
 		a.appids.leave(a.joined, a.name)
 		a.joined = nil
@@ -237,20 +236,106 @@ func (st *state) storedToken() *token {
 	return st.token
 }
 
-// removeOrphan removes a token without its configuration, or of an account that this
-// name no longer stands for. It looks only at what is in storage. The caller holds
-// the lock, or is the last to write for a mount that is closed.
+// removeOrphan removes a token and tickets without their configuration, or of an
+// account that this name no longer stands for. It looks only at what is in storage. The
+// caller holds the lock, or is the last to write for a mount that is closed.
 func (a *account) removeOrphan(ctx context.Context, s logical.Storage) error {
-	tok, err := readToken(ctx, s, a.name)
-	if err != nil || tok == nil {
+	owners, err := a.owners(ctx, s)
+	if err != nil || len(owners) == 0 {
 		return err
 	}
 	cfg, err := loadConfig(ctx, s, a.name)
-	if err != nil || cfg != nil && cfg.ID == tok.AccountID {
+	if err != nil {
 		return err
 	}
-	a.log.Info("removing the token that an unfinished change left behind", "account", a.name)
-	return s.Delete(ctx, storageKey(tokenPrefix, a.name))
+	for key, owner := range owners {
+		if cfg != nil && cfg.ID == owner {
+			continue
+		}
+		a.log.Info("removing what an unfinished change left behind", "account", a.name, "entry", key)
+		if err := s.Delete(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// owners returns, for what storage holds besides the configuration of an account, the
+// config.ID that it belongs to.
+func (a *account) owners(ctx context.Context, s logical.Storage) (map[string]string, error) {
+	owners := map[string]string{}
+	tok, err := readToken(ctx, s, a.name)
+	if err != nil {
+		return nil, err
+	}
+	if tok != nil {
+		owners[storageKey(tokenPrefix, a.name)] = tok.AccountID
+	}
+	for kind := range ticketTypes {
+		t, err := readTicket(ctx, s, kind, a.name)
+		if err != nil {
+			return nil, err
+		}
+		if t != nil {
+			owners[ticketKey(kind, a.name)] = t.AccountID
+		}
+	}
+	return owners, nil
+}
+
+// ticket returns the account's ticket of a type in memory, where it puts it if need be.
+func (a *account) ticket(kind ticketType, host string) *accountTicket {
+	for {
+		if t := a.tickets[kind].Load(); t != nil {
+			return t
+		}
+		a.tickets[kind].CompareAndSwap(nil, newAccountTicket(a.name, kind, host))
+	}
+}
+
+// forgetTickets drops the tickets from memory. Who is busy with one does not get what
+// comes of it into memory or storage again.
+func (a *account) forgetTickets() {
+	for kind := range ticketTypes {
+		a.forgetTicket(kind)
+	}
+}
+
+func (a *account) forgetTicket(kind ticketType) {
+	if t := a.tickets[kind].Swap(nil); t != nil {
+		a.schedule.set(t, time.Time{})
+	}
+}
+
+// retryTickets has tickets fetched again at once that could not be.
+func (a *account) retryTickets(failed func(*problem) bool) {
+	for kind := range ticketTypes {
+		t := a.tickets[kind].Load()
+		if t == nil {
+			continue
+		}
+		now := wallClock()
+		if ts := t.state.Load(); ts != nil && ts.failure != nil && failed(ts.failure.problem) &&
+			t.state.CompareAndSwap(ts, ts.retried(now)) {
+			a.schedule.set(t, now)
+		}
+	}
+}
+
+// removeTickets removes the tickets from storage. The caller holds the lock.
+func (a *account) removeTickets(ctx context.Context, s logical.Storage) error {
+	for kind := range ticketTypes {
+		// To look first costs less than to write for nothing.
+		key := ticketKey(kind, a.name)
+		entry, err := s.Get(ctx, key)
+		if err == nil && entry != nil {
+			err = s.Delete(ctx, key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // configOf reads the configuration that belongs to a state. The caller holds the lock.

@@ -19,9 +19,6 @@ const (
 
 	// maxValue is the longest token, ticket, openid or key that is taken, in bytes.
 	maxValue = 2 << 10
-
-	// maxLifetime is the longest life WeChat documents for a token.
-	maxLifetime = 7200 * time.Second
 )
 
 // envelope is an answer of WeChat that carries no errcode but 0: the fields of a

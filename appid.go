@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"net/http"
 	"net/url"
@@ -23,12 +22,6 @@ import (
 )
 
 const (
-	// WeChat's limits for forced refreshes of one appid.
-	forcedPerDay  = 20
-	forcedSpacing = 30 * time.Second
-
-	day = 24 * time.Hour
-
 	// storageTimeout bounds the storage operations that belong to one call of
 	// WeChat: they outlive the request that caused them, so that no answer is lost.
 	storageTimeout = 30 * time.Second
@@ -69,11 +62,17 @@ type appid struct {
 	mu       sync.Mutex // guards what follows; held for moments, never across storage or a call
 	loaded   bool       // the history was read from storage since it was stale
 	history  history
-	unstored bool              // the history in memory is newer than the stored one
-	forcing  chan struct{}     // closed when the forced call that is in the air has ended; nil while none is
-	latest   latest            // the token that WeChat named last in this epoch
-	answers  uint64            // grows with each change of epoch or latest
-	members  map[string]func() // the accounts in memory, by name, with what wakes them
+	unstored bool          // the history in memory is newer than the stored one
+	forcing  chan struct{} // closed when the forced call that is in the air has ended; nil while none is
+	latest   latest        // the token that WeChat named last in this epoch
+	answers  uint64        // grows with each change of epoch or latest
+	members  []member      // the accounts in memory, nearly always one
+}
+
+// member is an account that has the appid.
+type member struct {
+	name string
+	wake func() // has the background look at it
 }
 
 // latest is the token that WeChat named last.
@@ -175,7 +174,7 @@ func (h history) limited(wait time.Duration) *problem {
 }
 
 func newAppid(key string) *appid {
-	return &appid{key: key, storing: semaphore.NewWeighted(1), members: make(map[string]func(), 1)}
+	return &appid{key: key, storing: semaphore.NewWeighted(1)}
 }
 
 // appids are the appids of a mount that have an account in memory.
@@ -204,7 +203,8 @@ func (all *appids) enter(key, name string, wake func()) *appid {
 	}
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
-	ap.members[name] = wake
+	ap.remove(name)
+	ap.members = append(ap.members, member{name, wake})
 	return ap
 }
 
@@ -215,9 +215,14 @@ func (all *appids) leave(ap *appid, name string) {
 	defer all.mu.Unlock()
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
-	if delete(ap.members, name); len(ap.members) == 0 {
+	if ap.remove(name); len(ap.members) == 0 {
 		delete(all.all, ap.key)
 	}
+}
+
+// remove takes a member out. The caller holds ap.mu.
+func (ap *appid) remove(name string) {
+	ap.members = slices.DeleteFunc(ap.members, func(m member) bool { return m.name == name })
 }
 
 // find returns the appid whose history is stored at key, nil if no account in memory
@@ -256,13 +261,20 @@ const sweeper = ""
 func (ap *appid) others(name string) []string {
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
-	return slices.DeleteFunc(slices.Sorted(maps.Keys(ap.members)), func(other string) bool { return other == name || other == sweeper })
+	var others []string
+	for _, m := range ap.members {
+		if m.name != name && m.name != sweeper {
+			others = append(others, m.name)
+		}
+	}
+	slices.Sort(others)
+	return others
 }
 
 // wakeAll has the background look at every member. The caller holds ap.mu.
 func (ap *appid) wakeAll() {
-	for _, wake := range ap.members {
-		wake()
+	for _, m := range ap.members {
+		m.wake()
 	}
 }
 

@@ -1,6 +1,28 @@
 // Package wechat is a secrets engine for HashiCorp Vault that keeps WeChat's
 // stable access tokens: an operator writes an account's AppID and AppSecret
-// once, applications read its current token.
+// once, applications read its current token. docs/design.md has the ideas; the files
+// are best read in this order, in which each uses only those before it:
+//
+//	limits.go, clock.go   what WeChat documents in numbers; the wall clock, how times are shown
+//	errcode.go, problem.go  what WeChat's codes mean; a failed attempt and its words
+//	transport.go, answer.go, scrub.go, client.go  connections, answers, and the one funnel of all calls
+//	storage.go            keys, names, versioned entries, the write-ahead log's kinds
+//	schedule.go           the wake queue and its workers; knows nothing of accounts
+//	config.go, token.go   an account as it is stored; a token as it is stored
+//	ticket.go             a ticket as it is stored, and what memory knows of it
+//	appid.go              what the names of one AppID share: epoch, history, members
+//	state.go              what memory knows of an account: servable, due, ttl, health
+//	revocation.go         the record of a leak response
+//	account.go            one account in memory: its lock, loading, storing
+//	keeper.go             the registry of accounts
+//	refresh.go            reads, reports and normal calls
+//	tickets.go            a ticket is used, fetched with the account's token, compared
+//	rotation.go, revoke.go  one forced call; a leak response from request to completion
+//	change.go             configure and delete
+//	background.go         load, maintain, tick, stop
+//	quota.go              what a cleared quota ends
+//	flight.go, exchange.go  one call for all who ask the same; logins and clearings, apart from tokens
+//	backend.go, replication.go, paths.go, path_*.go  Vault's side
 package wechat
 
 import (
@@ -22,7 +44,8 @@ const operationPrefix = "wechat"
 // backend is one mount of the engine.
 type backend struct {
 	*framework.Backend
-	keeper *keeper
+	keeper    *keeper
+	exchanges *exchanges
 }
 
 // Factory makes a mount. Vault also calls it at registration, without storage,
@@ -38,16 +61,21 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		BackendType:    logical.TypeLogical,
 		RunningVersion: Version,
 		PathsSpecial: &logical.Paths{
-			SealWrapStorage: []string{configPrefix, tokenPrefix},
+			SealWrapStorage: []string{configPrefix, tokenPrefix, ticketPrefix},
 			LocalStorage:    []string{framework.WALPrefix},
 		},
 		// The framework looks for the first pattern that matches: the hot path
 		// comes first.
 		Paths: framework.PathAppend(
 			b.tokenPaths(),
+			b.signPaths(),
+			b.code2SessionPaths(),
+			b.oauth2Paths(),
+			b.ticketPaths(),
 			b.refreshPaths(),
 			b.statusPaths(),
 			b.rotatePaths(),
+			b.clearQuotaPaths(),
 			b.configPaths(),
 		),
 		InitializeFunc:    b.initialize,
@@ -65,7 +93,9 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		return nil, err
 	}
 	// All mounts of a plugin process share one logger.
-	b.keeper = newKeeper(b.Logger().With("mount", conf.BackendUUID), c, b.WriteSafeReplicationState)
+	log := b.Logger().With("mount", conf.BackendUUID)
+	b.keeper = newKeeper(log, c, b.WriteSafeReplicationState)
+	b.exchanges = newExchanges(b.keeper.ctx, log, c)
 	return b, nil
 }
 
@@ -123,13 +153,16 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
 
-// HandleRequest answers a read of a token itself: nearly every request is one,
-// and the framework would spend more on finding out than the engine on the
-// answer. From other requests it refuses fields of the wrong type before the
+// HandleRequest answers reads of a token and of a signature itself: nearly every
+// request is one, and the framework would spend more on finding out than the engine
+// on the answer. From other requests it refuses fields of the wrong type before the
 // framework does, whose message would hold their value.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	if name, ok := strings.CutPrefix(req.Path, tokenPrefix); ok && name != "" && req.Operation == logical.ReadOperation && len(req.Data) == 0 {
 		return b.readToken(ctx, req, name)
+	}
+	if name, page, ok := signedRead(req); ok {
+		return b.sign(ctx, req, name, page)
 	}
 	if len(req.Data) > 0 {
 		if path := b.Route(req.Path); path != nil {
@@ -149,4 +182,7 @@ An operator writes an account's AppID and AppSecret once, to config/<name>.
 Applications read token/<name> and always get the account's current token: the
 engine asks WeChat for it, keeps it, and replaces it before it runs out. Nobody
 but Vault ever sees the AppSecret, and no two services fight for the token.
+
+Users log in without it, too: code2session/<name> and oauth2/<name> exchange a user's
+code for the openid.
 `

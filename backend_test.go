@@ -1,13 +1,7 @@
 package wechat
 
 import (
-	"context"
-	"errors"
-	"maps"
 	"net/http"
-	"slices"
-	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,324 +16,9 @@ import (
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
-const (
-	testAppID  = "wx0123456789abcdef"
-	testSecret = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
-	testURL    = "http://127.0.0.1:80"
-)
-
 func TestMain(m *testing.M) {
 	// A dependency of the SDK starts this one with the process.
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("go.opencensus.io/stats/view.(*worker).start"))
-}
-
-// mount is the engine with its storage and a simulated WeChat, all in one
-// synctest bubble: hours pass in no time, and nothing may be left running.
-type mount struct {
-	*backend
-	t       *testing.T
-	storage *faultyStorage
-	sim     *wechatsim.Sim
-	pipe    *wechatsim.Pipe
-	system  *logical.StaticSystemView
-	logs    *safeBuffer
-}
-
-// inBubble runs test on a mount that Vault has initialized. The account
-// testAppID exists at WeChat, with the given settings.
-func inBubble(t *testing.T, settings wechatsim.Account, test func(t *testing.T, m *mount)) {
-	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		m := &mount{
-			t: t, storage: newFaultyStorage(), sim: wechatsim.New(), pipe: wechatsim.NewPipe(),
-			system: &logical.StaticSystemView{PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"}}, logs: &safeBuffer{},
-		}
-		settings.Secret = testSecret
-		m.sim.SetAccount(testAppID, settings)
-		defer m.sim.Serve(m.pipe)()
-		m.open()
-		defer m.close()
-		test(t, m)
-		require.NotContains(t, m.logs.String(), testSecret)
-		for _, token := range m.tokens() {
-			require.NotContains(t, m.logs.String(), token)
-		}
-	})
-}
-
-// open mounts the engine on what is in storage, as Vault does after unsealing.
-func (m *mount) open() {
-	m.t.Helper()
-	m.backend = m.mountedOn(m.storage)
-	require.NoError(m.t, m.Initialize(m.t.Context(), &logical.InitializationRequest{Storage: m.storage}))
-	synctest.Wait()
-}
-
-func (m *mount) mountedOn(s logical.Storage) *backend {
-	m.t.Helper()
-	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: m.logs})
-	b, err := newBackend(m.t.Context(), &logical.BackendConfig{
-		System: m.system, Logger: logger, StorageView: s, BackendUUID: "mount-1",
-	}, &client{dial: m.pipe.DialContext})
-	require.NoError(m.t, err)
-	return b
-}
-
-func (m *mount) close() {
-	m.Cleanup(m.t.Context())
-	m.keeper.schedule.busy.Wait()
-}
-
-// reopen is what a restart does: memory is lost, storage stays.
-func (m *mount) reopen() {
-	m.t.Helper()
-	m.close()
-	m.open()
-}
-
-// tokens returns the token that is current at WeChat, to be looked for where none
-// may be.
-func (m *mount) tokens() []string {
-	var all []string
-	if current := m.sim.Current(testAppID); current != "" {
-		all = append(all, current)
-	}
-	return all
-}
-
-func (m *mount) request(op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
-	m.t.Helper()
-	return m.requestContext(m.t.Context(), op, path, data)
-}
-
-func (m *mount) requestContext(ctx context.Context, op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
-	if op == logical.UpdateOperation {
-		// As Vault does: it asks first, to tell create from update.
-		found, exists, err := m.HandleExistenceCheck(ctx, &logical.Request{
-			Operation: op, Path: path, Data: data, Storage: m.storage, MountPoint: "wechat/",
-		})
-		if err != nil {
-			return nil, err
-		}
-		if found && !exists {
-			op = logical.CreateOperation
-		}
-	}
-	return m.HandleRequest(ctx, &logical.Request{
-		Operation: op, Path: path, Data: data, Storage: m.storage, MountPoint: "wechat/",
-	})
-}
-
-// ok is a request that has to succeed.
-func (m *mount) ok(op logical.Operation, path string, data map[string]any) *logical.Response {
-	m.t.Helper()
-	resp, err := m.request(op, path, data)
-	require.NoError(m.t, err)
-	if resp != nil {
-		require.NoError(m.t, resp.Error())
-	}
-	return resp
-}
-
-// refused is a request that has to fail, and returns with which HTTP status and
-// text.
-func (m *mount) refused(op logical.Operation, path string, data map[string]any) (int, string) {
-	m.t.Helper()
-	resp, err := m.request(op, path, data)
-	return m.status(resp, err)
-}
-
-func (m *mount) status(resp *logical.Response, err error) (int, string) {
-	m.t.Helper()
-	if coded, ok := errors.AsType[logical.HTTPCodedError](err); ok {
-		require.Nil(m.t, resp, "Vault takes the status only without a response")
-		return coded.Code(), err.Error()
-	}
-	status, err := logical.RespondErrorCommon(&logical.Request{Operation: logical.UpdateOperation}, resp, err)
-	require.Error(m.t, err, "the request was not refused")
-	require.NotContains(m.t, err.Error(), testSecret)
-	return status, err.Error()
-}
-
-// account1 is what it takes to write the account testAppID, with changes.
-func account1(changes map[string]any) map[string]any {
-	data := map[string]any{"appid": testAppID, "secret": testSecret, "base_url": testURL}
-	maps.Copy(data, changes)
-	return data
-}
-
-// account1Config is that configuration as far as it says which history is its.
-func account1Config() *config { return &config{AppID: testAppID, BaseURL: testURL} }
-
-// history returns the stored history of the appid of account1.
-func (m *mount) history() *history {
-	m.t.Helper()
-	h := &history{}
-	_, err := readEntry(m.t.Context(), m.storage, historyKey(account1Config()), h)
-	require.NoError(m.t, err)
-	return h
-}
-
-// write configures an account with sync_interval 0, unless changes say
-// otherwise: then every call that WeChat sees is one that the test is about.
-func (m *mount) write(name string, changes map[string]any) *logical.Response {
-	m.t.Helper()
-	data := account1(map[string]any{"sync_interval": 0})
-	maps.Copy(data, changes)
-	return m.ok(logical.UpdateOperation, "config/"+name, data)
-}
-
-// read reads a token, which WeChat has to accept.
-func (m *mount) read(name string) map[string]any {
-	m.t.Helper()
-	resp := m.ok(logical.ReadOperation, "token/"+name, nil)
-	_, errcode := m.sim.Check(resp.Data["access_token"].(string))
-	require.Zero(m.t, errcode, "WeChat does not accept the token")
-	return resp.Data
-}
-
-func (m *mount) calls() int { return len(m.sim.Calls("")) }
-
-// stored returns all keys in storage.
-func (m *mount) stored() []string {
-	m.t.Helper()
-	keys, err := logical.CollectKeys(m.t.Context(), logical.NewStorageView(m.storage, ""))
-	require.NoError(m.t, err)
-	slices.Sort(keys)
-	return keys
-}
-
-// safeBuffer collects logs.
-type safeBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
-// faultyStorage fails or is cut off at an operation of the test's choice, and
-// counts operations.
-type faultyStorage struct {
-	logical.InmemStorage
-	mu     sync.Mutex
-	ops    int                        // operations so far
-	writes int                        // of them, those that change something
-	fail   func(op, key string) error // called before an operation; nil lets all through
-	hook   func(op, key string)       // called before that, without the lock: it may use the storage
-	lose   int                        // counts down to the operation whose answer is lost
-}
-
-var errStorage = errors.New("storage is out of order")
-
-func newFaultyStorage() *faultyStorage { return &faultyStorage{} }
-
-func (s *faultyStorage) begin(op, key string) error {
-	s.mu.Lock()
-	hook := s.hook
-	s.mu.Unlock()
-	if hook != nil {
-		hook(op, key)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ops++
-	if op == "put" || op == "delete" {
-		s.writes++
-	}
-	if strings.Contains(key, "..") {
-		return logical.ErrRelativePath // as Vault's storage does
-	}
-	if s.fail != nil {
-		return s.fail(op, key)
-	}
-	return nil
-}
-
-// end reports a failure although the operation took effect, if the test says so.
-func (s *faultyStorage) end(err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.lose > 0 {
-		if s.lose--; s.lose == 0 {
-			return errStorage
-		}
-	}
-	return err
-}
-
-// losingAnswer lets the n-th operation from now report a failure although it
-// takes effect; 0 is none.
-func (s *faultyStorage) losingAnswer(n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.lose = n
-}
-
-func (s *faultyStorage) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.ops
-}
-
-// written returns how many operations would have changed something.
-func (s *faultyStorage) written() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.writes
-}
-
-// hooked has f called before each operation; nil has nothing called.
-func (s *faultyStorage) hooked(f func(op, key string)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.hook = f
-}
-
-// failing sets what fails; nil is nothing.
-func (s *faultyStorage) failing(fail func(op, key string) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.fail = fail
-}
-
-func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, error) {
-	if err := s.begin("list", prefix); err != nil {
-		return nil, err
-	}
-	keys, err := s.InmemStorage.List(ctx, prefix)
-	return keys, s.end(err)
-}
-
-func (s *faultyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	if err := s.begin("get", key); err != nil {
-		return nil, err
-	}
-	entry, err := s.InmemStorage.Get(ctx, key)
-	return entry, s.end(err)
-}
-
-func (s *faultyStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
-	if err := s.begin("put", entry.Key); err != nil {
-		return err
-	}
-	return s.end(s.InmemStorage.Put(ctx, entry))
-}
-
-func (s *faultyStorage) Delete(ctx context.Context, key string) error {
-	if err := s.begin("delete", key); err != nil {
-		return err
-	}
-	return s.end(s.InmemStorage.Delete(ctx, key))
 }
 
 func TestAnAccountGoesInAndItsTokenComesOut(t *testing.T) {
@@ -368,7 +47,7 @@ func TestTheFactoryOnlyWires(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, logical.TypeLogical, b.Type())
 	require.Equal(t, Version, b.(*backend).PluginVersion().Version)
-	require.Equal(t, []string{"config/", "token/"}, b.SpecialPaths().SealWrapStorage)
+	require.Equal(t, []string{"config/", "token/", "ticket/"}, b.SpecialPaths().SealWrapStorage)
 	b.Cleanup(t.Context())
 }
 
@@ -376,7 +55,7 @@ func TestHelpAndOpenAPI(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		root := m.ok(logical.HelpOperation, "", nil)
 		require.Contains(t, root.Data["help"], "stable access tokens")
-		for _, path := range []string{"config/demo", "config", "token/demo", "token"} {
+		for _, path := range []string{"config/demo", "config", "token/demo", "token", "sign/demo", "ticket/demo"} {
 			help := m.ok(logical.HelpOperation, path, nil).Data["help"].(string)
 			require.Contains(t, help, "DESCRIPTION", path)
 		}
@@ -395,6 +74,7 @@ func TestHelpAndOpenAPI(t *testing.T) {
 			"wechat-read-token", "wechat-list-tokens", "wechat-list-tokens-below",
 			"wechat-configure-account", "wechat-read-account", "wechat-delete-account",
 			"wechat-list-accounts", "wechat-list-accounts-below",
+			"wechat-read-ticket", "wechat-sign-page", "wechat-read-signature-of-page",
 		} {
 			require.Contains(t, ids, id)
 		}

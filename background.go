@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"golang.org/x/sync/errgroup"
 )
@@ -29,7 +30,14 @@ func (k *keeper) start(s logical.Storage) {
 		k.schedule.busy.Go(func() {
 			k.loadAll(s)
 			close(k.loaded)
-			k.schedule.start(holdOff, func(t sleeper) { k.maintain(s, t.(*account)) })
+			k.schedule.start(holdOff, func(t sleeper) {
+				switch t := t.(type) {
+				case *account:
+					k.maintain(s, t)
+				case *accountTicket:
+					k.maintainTicket(s, t)
+				}
+			})
 			k.sweepHistories(s)
 		})
 	})
@@ -38,16 +46,11 @@ func (k *keeper) start(s logical.Storage) {
 // loadAll brings every account into memory. It goes on until storage has given
 // the lists of them and of what is pending, or the mount is closed.
 func (k *keeper) loadAll(s logical.Storage) {
-	var names []string
-	var pending []*revocation
+	var names, ids []string
 	for n := 1; ; n++ {
 		var err error
 		if names, err = logical.CollectKeys(k.ctx, logical.NewStorageView(s, configPrefix)); err == nil {
-			pending, err = listRevocations(k.ctx, s)
-			if err != nil && len(pending) > 0 {
-				k.log.Error("the write-ahead log cannot be read as a whole: Vault's tick brings the rest", "error", err)
-				err = nil
-			}
+			ids, err = framework.ListWAL(k.ctx, s)
 		}
 		if err == nil {
 			break
@@ -60,6 +63,10 @@ func (k *keeper) loadAll(s logical.Storage) {
 			return
 		case <-time.After(backoffTransient.after(n)):
 		}
+	}
+	pending, err := readRevocations(k.ctx, s, ids)
+	if err != nil && k.ctx.Err() == nil {
+		k.log.Error("the write-ahead log cannot be read as a whole: Vault's tick brings the rest", "error", err)
 	}
 	// A revocation waits for whoever is busy with its account, and nobody waits for it.
 	for _, r := range pending {

@@ -91,6 +91,7 @@ func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, c
 	if r := a.revocation.Load(); r != nil {
 		r.retryNow()
 	}
+	a.retryTickets(func(*problem) bool { return true })
 	return nil
 }
 
@@ -134,6 +135,9 @@ func (a *account) writeOther(ctx context.Context, s logical.Storage, st *state, 
 			return err
 		}
 	}
+	a.forgetTickets()
+	// No ticket of another account is ever used, so this spoils nothing if it fails.
+	left := a.removeTickets(ctx, s)
 	a.last = nil
 	next := newState(cfg, a.join(cfg), nil, 0)
 	next.version = a.version(next.appid)
@@ -145,7 +149,10 @@ func (a *account) writeOther(ctx context.Context, s logical.Storage, st *state, 
 	if old := a.revocation.Swap(moved); old != nil {
 		a.withdraw(ctx, s, old)
 	}
-	if next.unstored == nil {
+	if left != nil {
+		a.log.Warn("the tickets of the account that was could not be removed: Vault's tick does", "account", a.name, "error", left)
+	}
+	if next.unstored == nil && left == nil {
 		done()
 	}
 	return nil
@@ -186,29 +193,35 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	return nil
 }
 
-// deleteStored removes what storage holds of an account, and reports whether it has
-// begun to: if not, storage is as it was. The caller holds the lock.
+// deleteStored removes what storage holds of an account, its configuration first, and
+// reports whether it has begun to: if not, storage is as it was. The caller holds the
+// lock.
 func (a *account) deleteStored(ctx context.Context, s logical.Storage) (begun bool, err error) {
-	cfg, err := s.Get(ctx, storageKey(configPrefix, a.name))
-	if err != nil {
-		return false, err
+	keys := []string{storageKey(configPrefix, a.name), storageKey(tokenPrefix, a.name)}
+	for kind := range ticketTypes {
+		keys = append(keys, ticketKey(kind, a.name))
 	}
-	tok, err := s.Get(ctx, storageKey(tokenPrefix, a.name))
-	if err != nil {
-		return false, err
+	var there []string
+	for _, key := range keys {
+		entry, err := s.Get(ctx, key)
+		if err != nil {
+			return false, err
+		}
+		if entry != nil {
+			there = append(there, key)
+		}
 	}
-	if cfg == nil && tok == nil {
+	if len(there) == 0 {
 		return false, nil
 	}
 	done, err := a.beginChange(ctx, s)
 	if err != nil {
 		return false, err
 	}
-	if err := s.Delete(ctx, storageKey(configPrefix, a.name)); err != nil {
-		return true, err
-	}
-	if err := s.Delete(ctx, storageKey(tokenPrefix, a.name)); err != nil {
-		return true, err
+	for _, key := range there {
+		if err := s.Delete(ctx, key); err != nil {
+			return true, err
+		}
 	}
 	done()
 	return true, nil

@@ -19,20 +19,6 @@ import (
 	"time"
 )
 
-// endpoint says whom to ask for which account, and on which way.
-type endpoint struct {
-	appID   string
-	secret  string
-	baseURL string // without a trailing slash
-	proxy   string // "" follows the environment's proxy variables
-	caPEM   string // roots besides the system's
-	timeout time.Duration
-
-	// trial is set while a write is verified: the account is not stored, and
-	// nothing is kept for it.
-	trial bool
-}
-
 // client calls WeChat. It is safe for concurrent use and knows nothing of Vault.
 // All calls go through one funnel, call.
 type client struct {

@@ -5,6 +5,8 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -605,5 +607,317 @@ func TestCallsOneAfterTheOtherUseOneConnection(t *testing.T) {
 		_, err := c.stableToken(t.Context(), testEndpoint(), false)
 		require.NoError(t, err)
 		require.Equal(t, 2, dialled)
+	})
+}
+
+// otherCalls are those of every API but stable_token, each with a secret of its own in
+// it besides the AppSecret.
+var otherCalls = map[string]struct {
+	api  api
+	sent string // the code or the token that it carries
+	call func(ctx context.Context, c *client, e endpoint) (any, error)
+	good string // an answer that is taken
+	want any
+}{
+	"code2session": {
+		apiCode2Session, testCode,
+		func(ctx context.Context, c *client, e endpoint) (any, error) {
+			return c.codeToSession(ctx, e, testCode)
+		},
+		`{"session_key":"HyVFkGl5F5OQWJZZaNzBBg==","openid":"oUpF8uMuAJO_M2pxb1Q9zNjWeS6o","unionid":"o6_bmasdasdsad6_2sgVt7hMZOPfL"}`,
+		&session{openID: "oUpF8uMuAJO_M2pxb1Q9zNjWeS6o", unionID: "o6_bmasdasdsad6_2sgVt7hMZOPfL", sessionKey: "HyVFkGl5F5OQWJZZaNzBBg=="},
+	},
+	"oauth2": {
+		apiOAuth2, testCode,
+		func(ctx context.Context, c *client, e endpoint) (any, error) { return c.userToken(ctx, e, testCode) },
+		`{"access_token":"ACCESS","expires_in":7200,"refresh_token":"REFRESH","openid":"OPENID","scope":"snsapi_login,snsapi_userinfo","is_snapshotuser":1,"unionid":"UNIONID"}`,
+		&userToken{openID: "OPENID", unionID: "UNIONID", scope: "snsapi_login,snsapi_userinfo", accessToken: "ACCESS", refreshToken: "REFRESH", expiresIn: new(int64(7200)), snapshotUser: new(int64(1))},
+	},
+	"clear_quota": {
+		apiClearQuota, "",
+		func(ctx context.Context, c *client, e endpoint) (any, error) { return nil, c.clearQuota(ctx, e) },
+		`{"errcode":0,"errmsg":"ok"}`, nil,
+	},
+	"getticket": {
+		apiTicket, testTicketToken,
+		func(ctx context.Context, c *client, e endpoint) (any, error) {
+			return c.ticket(ctx, e, testTicketToken, "jsapi")
+		},
+		`{"errcode":0,"errmsg":"ok","ticket":"sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl-HhTdfl2fzFy1AOcHKP7qg","expires_in":7200}`,
+		"sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl-HhTdfl2fzFy1AOcHKP7qg",
+	},
+}
+
+// Neither is a code or a token that WeChat would give: they try the escaping.
+const (
+	testCode        = "0a1b&secret=x#2c 3d/4e?5f%20+6g"
+	testTicketToken = "57_token&type=x#0123456789abcdef%2B+"
+)
+
+func TestTheOtherRequestsAreTheDocumentedOnes(t *testing.T) {
+	type want struct {
+		method, path string
+		query        url.Values
+		body         string
+	}
+	for name, w := range map[string]want{
+		"code2session": {"GET", "/sns/jscode2session", url.Values{"appid": {testAppID}, "secret": {testSecret}, "js_code": {testCode}, "grant_type": {"authorization_code"}}, ""},
+		"oauth2":       {"GET", "/sns/oauth2/access_token", url.Values{"appid": {testAppID}, "secret": {testSecret}, "code": {testCode}, "grant_type": {"authorization_code"}}, ""},
+		"clear_quota":  {"POST", "/cgi-bin/clear_quota/v2", url.Values{}, `{"appid":"` + testAppID + `","appsecret":"` + testSecret + `"}`},
+		"getticket":    {"GET", "/cgi-bin/ticket/getticket", url.Values{"access_token": {testTicketToken}, "type": {"jsapi"}}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := otherCalls[name]
+			var got []want
+			var framed []bool // the request is as long as it says, or has no body
+			handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				body, _ := io.ReadAll(r.Body)
+				got = append(got, want{r.Method, r.URL.Path, r.URL.Query(), string(body)})
+				framed = append(framed, len(r.TransferEncoding) == 0 && r.ContentLength == int64(len(body)))
+				_, _ = io.WriteString(w, c.good)
+			})
+			overPipe(t, handler, func(t *testing.T, cl *client) {
+				answer, err := c.call(t.Context(), cl, testEndpoint())
+				require.NoError(t, err)
+				require.Equal(t, c.want, answer)
+				require.Equal(t, []want{w}, got)
+				require.Equal(t, []bool{true}, framed)
+			})
+		})
+	}
+}
+
+func TestEveryFaultOfTheOtherCallsIsOneNamedProblemAndOneCall(t *testing.T) {
+	for name, c := range otherCalls {
+		for fault, f := range map[string]struct {
+			fault    wechatsim.Fault
+			class    class
+			noEffect bool
+		}{
+			"busy":         {wechatsim.Fault{Kind: "errcode", Errcode: -1}, classTransient, false},
+			"credentials":  {wechatsim.Fault{Kind: "errcode", Errcode: 40125}, classCredentials, true},
+			"undocumented": {wechatsim.Fault{Kind: "errcode", Errcode: 12345}, classAnswer, true},
+			"server error": {wechatsim.Fault{Kind: "status", Status: 503}, classTransient, false},
+			"forbidden":    {wechatsim.Fault{Kind: "status", Status: 403}, classAnswer, true},
+			"redirect":     {wechatsim.Fault{Kind: "redirect", Status: 302}, classAnswer, false},
+			"not JSON":     {wechatsim.Fault{Kind: "notjson"}, classAnswer, false},
+			"hang":         {wechatsim.Fault{Kind: "hang"}, classUnreachable, false},
+			"reset":        {wechatsim.Fault{Kind: "reset"}, classUnreachable, false},
+			"lost":         {wechatsim.Fault{Kind: "lost"}, classUnreachable, false},
+			"truncated":    {wechatsim.Fault{Kind: "truncate"}, classUnreachable, false},
+			"oversized":    {wechatsim.Fault{Kind: "oversize"}, classAnswer, false},
+			"drip":         {wechatsim.Fault{Kind: "drip"}, classUnreachable, false},
+			"headers":      {wechatsim.Fault{Kind: "headers"}, classAnswer, false},
+			"interim":      {wechatsim.Fault{Kind: "interim"}, classAnswer, false},
+			"bomb":         {wechatsim.Fault{Kind: "gzip"}, classAnswer, false},
+			"echo":         {wechatsim.Fault{Kind: "echo"}, classAnswer, true},
+			"echo of 400":  {wechatsim.Fault{Kind: "echo", Status: 400}, classAnswer, true},
+		} {
+			t.Run(name+", "+fault, func(t *testing.T) {
+				overSim(t, func(t *testing.T, cl *client, sim *wechatsim.Sim) {
+					f.fault.API = wechatsim.AllAPIs
+					// On a new connection, and on one that served a call before: net/http
+					// must not repeat a call that WeChat may have acted on.
+					for range 2 {
+						sim.Inject(f.fault)
+						before := len(sim.CallsOf(string(c.api), ""))
+						_, err := c.call(t.Context(), cl, testEndpoint())
+						p := problemOf(err)
+						require.NotNil(t, p, "%v", err)
+						require.Equal(t, f.class, p.class, p.cause)
+						require.Equal(t, f.noEffect, p.noEffect())
+						require.Len(t, sim.CallsOf(string(c.api), ""), before+1)
+						for _, text := range []string{p.detail, p.cause, p.rid, p.errmsg} {
+							requireShowable(t, text)
+						}
+						for _, text := range []string{p.Error(), p.operatorError(), p.cause} {
+							requireNoPieceOf(t, text, testSecret, c.sent)
+						}
+						sim.ClearFaults()
+						_, err = cl.stableToken(t.Context(), testEndpoint(), false)
+						require.NoError(t, err)
+						_, _ = c.call(t.Context(), cl, testEndpoint()) // whatever comes of it, the connection stays
+					}
+				})
+			})
+		}
+	}
+}
+
+// requireNoPieceOf holds a text to holding no piece of the secrets, however it is
+// encoded.
+func requireNoPieceOf(t *testing.T, text string, secrets ...string) {
+	t.Helper()
+	for _, secret := range secrets {
+		for _, form := range []string{
+			secret, url.QueryEscape(secret), url.PathEscape(secret), hex.EncodeToString([]byte(secret)), strings.ToUpper(hex.EncodeToString([]byte(secret))),
+			base64.RawStdEncoding.EncodeToString([]byte(secret)), base64.RawURLEncoding.EncodeToString([]byte(secret)),
+		} {
+			for i := range len(form) - pieceLength + 1 {
+				require.NotContains(t, text, form[i:i+pieceLength])
+			}
+		}
+	}
+}
+
+func TestOnlyTheOtherDocumentedAnswersAreTaken(t *testing.T) {
+	const long = maxValue + 1
+	for name, c := range otherCalls {
+		// fields are those without which an answer is not the documented one, and
+		// those that may be missing.
+		fields := map[string]struct{ needed, optional []string }{
+			"code2session": {[]string{"openid", "session_key"}, []string{"unionid"}},
+			"oauth2":       {[]string{"openid", "access_token"}, []string{"unionid", "scope", "refresh_token"}},
+			"clear_quota":  {},
+			"getticket":    {[]string{"ticket"}, nil},
+		}[name]
+		taken := func(t *testing.T, body string) error {
+			var err error
+			overPipe(t, answering(http.StatusOK, body), func(t *testing.T, cl *client) {
+				_, err = c.call(t.Context(), cl, testEndpoint())
+			})
+			return err
+		}
+		with := func(field string, value any) string {
+			var answer map[string]any
+			require.NoError(t, json.Unmarshal([]byte(c.good), &answer))
+			answer[field] = value
+			raw, err := json.Marshal(answer)
+			require.NoError(t, err)
+			return string(raw)
+		}
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, taken(t, c.good))
+			require.NoError(t, taken(t, "\xef\xbb\xbf"+c.good), "a byte order mark")
+			require.NoError(t, taken(t, with("errcode", "0")), "an errcode in quotes")
+			require.NoError(t, taken(t, with("more", []any{1, map[string]any{"x": 2}})), "more fields")
+			for _, body := range []string{"", "{}", "null", "[]", `"` + c.good + `"`, c.good + c.good, c.good[:len(c.good)-1]} {
+				p := problemOf(taken(t, body))
+				require.NotNil(t, p, body)
+				require.Equal(t, classAnswer, p.class)
+			}
+			for _, field := range append(fields.needed, fields.optional...) {
+				for kind, bad := range map[string]any{
+					"a line end": "a\nb", "a blank": "a b", "a quote": `a"b`, "another": "a'b", "a back quote": "a`b", "beyond ASCII": "ä", "too long": strings.Repeat("a", long),
+					"a number": 1, "a list": []any{"a"}, "an object": map[string]any{}, "a bool": true, "direction": "a\u202eb", "NUL": "a\x00",
+				} {
+					p := problemOf(taken(t, with(field, bad)))
+					require.NotNil(t, p, "%s with %s", field, kind)
+					require.Equal(t, classAnswer, p.class)
+					require.Contains(t, p.detail, field)
+				}
+				require.NoError(t, taken(t, with(field, strings.Repeat("a", maxValue))))
+			}
+			for _, field := range fields.needed {
+				for _, missing := range []any{nil, ""} {
+					require.Contains(t, problemOf(taken(t, with(field, missing))).detail, "it holds no "+field)
+				}
+			}
+			for _, field := range fields.optional {
+				for _, missing := range []any{nil, ""} {
+					require.NoError(t, taken(t, with(field, missing)))
+				}
+			}
+		})
+	}
+	t.Run("numbers of oauth2", func(t *testing.T) {
+		for body, ok := range map[string]bool{
+			`{"openid":"O","access_token":"A"}`: true, `{"openid":"O","access_token":"A","expires_in":"7200","is_snapshotuser":"0"}`: true,
+			`{"openid":"O","access_token":"A","expires_in":0}`: false, `{"openid":"O","access_token":"A","expires_in":-1}`: false,
+			`{"openid":"O","access_token":"A","expires_in":"soon"}`: false, `{"openid":"O","access_token":"A","is_snapshotuser":true}`: false,
+		} {
+			overPipe(t, answering(http.StatusOK, body), func(t *testing.T, cl *client) {
+				_, err := cl.userToken(t.Context(), testEndpoint(), testCode)
+				require.Equal(t, ok, err == nil, body)
+			})
+		}
+	})
+}
+
+// Where WeChat reads no body, the query follows: what says that it saw nothing did
+// nothing.
+func TestTheQuotaIsClearedInWhicheverWayWeChatReads(t *testing.T) {
+	for name, c := range map[string]struct {
+		errcodes []int // of the answers, one after the other
+		calls    int
+		want     int // the errcode that is told
+	}{
+		"the body is read":              {[]int{0}, 1, 0},
+		"the query is read":             {[]int{41002, 0}, 2, 0},
+		"no secret is seen in the body": {[]int{41004, 0}, 2, 0},
+		"neither is":                    {[]int{41002, 41002}, 2, 41002},
+		"refused":                       {[]int{48006}, 1, 48006},
+		"refused in the query":          {[]int{41002, 40125}, 2, 40125},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var uris []string
+			handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				_, _ = fmt.Fprintf(w, `{"errcode":%d,"errmsg":"no"}`, c.errcodes[len(uris)])
+				uris = append(uris, r.RequestURI)
+			})
+			overPipe(t, handler, func(t *testing.T, cl *client) {
+				err := cl.clearQuota(t.Context(), testEndpoint())
+				require.Equal(t, c.want != 0, err != nil, err)
+				if c.want != 0 {
+					require.Equal(t, c.want, problemOf(err).errcode)
+				}
+				require.Equal(t, []string{"/cgi-bin/clear_quota/v2", "/cgi-bin/clear_quota/v2?appid=" + testAppID + "&appsecret=" + testSecret}[:c.calls], uris)
+			})
+		})
+	}
+}
+
+func TestEveryCallIsCountedOnce(t *testing.T) {
+	overSim(t, func(t *testing.T, c *client, sim *wechatsim.Sim) {
+		var seen []observedCall
+		c.observe = func(call observedCall) { seen = append(seen, call) }
+		sim.SetLatency(100 * time.Millisecond)
+
+		_, err := c.stableToken(t.Context(), testEndpoint(), false)
+		require.NoError(t, err)
+		_, err = c.codeToSession(t.Context(), testEndpoint(), "unknown")
+		require.Error(t, err)
+		require.NoError(t, c.clearQuota(t.Context(), testEndpoint()))
+		_, err = c.ticket(t.Context(), testEndpoint(), "unknown", "jsapi")
+		require.Error(t, err)
+		sim.Inject(wechatsim.Fault{API: wechatsim.APIOAuth2, Kind: "hang"})
+		_, err = c.userToken(t.Context(), testEndpoint(), "unknown")
+		require.Error(t, err)
+		sim.Inject(wechatsim.Fault{Kind: "notoken"})
+		_, err = c.stableToken(t.Context(), testEndpoint(), false)
+		require.Error(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		_, err = c.stableToken(ctx, testEndpoint(), false)
+		require.Equal(t, context.DeadlineExceeded, err)
+		const took = 100 * time.Millisecond
+		require.Equal(t, []observedCall{
+			{apiStableToken, 0, "ok", took},
+			{apiCode2Session, 40029, "code", took},
+			{apiClearQuota, 0, "ok", took},
+			{apiTicket, 40014, "rejected token", took},
+			{apiOAuth2, 0, "unreachable", 5 * time.Second},
+			{apiStableToken, 0, "undocumented answer", took},
+			{apiStableToken, 0, "cancelled", 50 * time.Millisecond},
+		}, seen)
+	})
+}
+
+// A flood of logins that WeChat does not answer must not take the connections of
+// the token calls.
+func TestLoginsHaveConnectionsOfTheirOwn(t *testing.T) {
+	overSim(t, func(t *testing.T, c *client, _ *wechatsim.Sim) {
+		_, err := c.stableToken(t.Context(), testEndpoint(), false)
+		require.NoError(t, err)
+		require.Len(t, c.transports.inUse, 1)
+		_, err = c.codeToSession(t.Context(), testEndpoint(), "unknown")
+		require.Error(t, err)
+		require.Len(t, c.transports.inUse, 2)
+		_, err = c.userToken(t.Context(), testEndpoint(), "unknown")
+		require.Error(t, err)
+		require.Len(t, c.transports.inUse, 2)
+		_, err = c.ticket(t.Context(), testEndpoint(), "unknown", "jsapi")
+		require.Error(t, err)
+		require.Len(t, c.transports.inUse, 2)
 	})
 }

@@ -26,3 +26,7 @@ func orNull(t time.Time) any {
 
 // timestampUnit is the precision of what timestamp shows.
 const timestampUnit = time.Second
+
+// clockTolerance is how far the clock may be set back without anything having to be
+// done: the margins bear that much.
+const clockTolerance = 5 * time.Second

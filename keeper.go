@@ -165,4 +165,11 @@ func (k *keeper) invalidate(key string) {
 			}
 		}
 	}
+	for kind := range ticketTypes {
+		if name, ok := strings.CutPrefix(key, ticketKey(kind, "")); ok {
+			if a := k.lookup(storedName(name)); a != nil {
+				a.forgetTicket(kind)
+			}
+		}
+	}
 }

@@ -42,6 +42,7 @@ func (b *backend) statusPaths() []*framework.Path {
 					"revocation":           {Type: framework.TypeString, Description: "pending, or when the last revocation was complete."},
 					"rejections":           {Type: framework.TypeInt, Description: "Reports of the current token that WeChat answered by still accepting it."},
 					"last_rejection_time":  {Type: framework.TypeString, Description: "When the last such report came."},
+					"tickets":              {Type: framework.TypeMap, Description: "Per type of ticket used since the plugin started: state, last_vault_rotation, last_success_time, last_error."},
 				}}}},
 			},
 		},
@@ -75,6 +76,7 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 		"revocation":           nil,
 		"rejections":           st.rejections,
 		"last_rejection_time":  orNull(st.lastRejection),
+		"tickets":              b.keeper.ticketStatus(name, st, now),
 	}
 	if t := st.token; t != nil {
 		fields["last_vault_rotation"] = t.RotatedAt.Format(time.RFC3339Nano)
@@ -86,18 +88,57 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 		fields["revocation"] = revocationPending
 	}
 	if f := st.trouble(); f != nil {
-		last := map[string]any{
-			"errcode": nil, "class": string(f.class), "message": f.message(),
-			"time": timestamp(f.at), "advice": f.advice,
-		}
-		if f.errcode != 0 {
-			last["errcode"] = f.errcode
-		}
-		fields["last_error"] = last
+		fields["last_error"] = f.fields()
 		fields["consecutive_failures"] = f.count
 		fields["next_attempt_time"] = timestamp(st.wake())
 	}
 	return &logical.Response{Data: fields}, nil
+}
+
+// fields is what status/ shows of a failure.
+func (f *failure) fields() map[string]any {
+	fields := map[string]any{
+		"errcode": nil, "class": string(f.class), "message": f.message(),
+		"time": timestamp(f.at), "advice": f.advice,
+	}
+	if f.errcode != 0 {
+		fields["errcode"] = f.errcode
+	}
+	return fields
+}
+
+// ticketStatus is what status/ shows of the account's tickets, nil if none was used.
+func (k *keeper) ticketStatus(name string, st *state, now time.Time) any {
+	a := k.lookup(name)
+	if a == nil {
+		return nil
+	}
+	all := map[string]any{}
+	for kind := range ticketTypes {
+		t := a.tickets[kind].Load()
+		if t == nil {
+			continue
+		}
+		ts := t.state.Load()
+		if !ts.of(st) {
+			continue
+		}
+		fields := map[string]any{
+			"state": ts.health(now), "last_vault_rotation": nil,
+			"last_success_time": orNull(ts.lastSuccess), "last_error": nil,
+		}
+		if ts.ticket != nil {
+			fields["last_vault_rotation"] = ts.ticket.RotatedAt.Format(time.RFC3339Nano)
+		}
+		if f := ts.trouble(); f != nil {
+			fields["last_error"] = f.fields()
+		}
+		all[kind.String()] = fields
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all
 }
 
 // listStatus lists one level of the accounts, with the health of each; a level

@@ -22,6 +22,7 @@ func TestStatusTellsTheStateOfAnAccount(t *testing.T) {
 			"appid": testAppID, "state": "pending", "last_vault_rotation": nil, "expire_time": nil, "next_refresh_time": nil,
 			"last_success_time": nil, "last_error": nil, "consecutive_failures": 0, "next_attempt_time": nil,
 			"rotations_remaining": 20, "revocation": nil, "rejections": 0, "last_rejection_time": nil,
+			"tickets": nil,
 		}, m.statusOf("demo"))
 
 		token := m.read("demo")

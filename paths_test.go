@@ -85,6 +85,8 @@ func TestEveryPathTakesEveryValidName(t *testing.T) {
 			m.write(name, nil)
 			require.Equal(t, testAppID, m.ok(logical.ReadOperation, "config/"+name, nil).Data["appid"], name)
 			require.Equal(t, testAppID, m.read(name)["appid"], name)
+			require.Equal(t, testAppID, m.signs(name).Data["appid"], name)
+			require.Contains(t, m.stored(), ticketKey(jsapiTicket, name))
 			require.Contains(t, m.stored(), storageKey(configPrefix, name), "case is kept")
 			level, last := "", name
 			if slash := strings.LastIndex(name, "/"); slash >= 0 {
@@ -121,6 +123,9 @@ func TestEveryPathRefusesEveryInvalidNameWithTheRule(t *testing.T) {
 				{logical.UpdateOperation, "rotate/" + name, nil},
 				{logical.ReadOperation, "status/" + name, nil},
 				{logical.ListOperation, "status/" + name + "/", nil},
+				{logical.ReadOperation, "sign/" + name, map[string]any{"url": testPage}},
+				{logical.UpdateOperation, "sign/" + name, map[string]any{"url": testPage}},
+				{logical.ReadOperation, "ticket/" + name, nil},
 			} {
 				m.changesNothing(0, func() {
 					status, text := m.refused(request.op, request.path, request.data)
@@ -194,6 +199,9 @@ func TestAnOperationThatAPathDoesNotHaveIsRefused(t *testing.T) {
 			{logical.ReadOperation, "config/"},
 			{logical.UpdateOperation, "config/"},
 			{logical.DeleteOperation, "config/"},
+			{logical.DeleteOperation, "sign/demo"},
+			{logical.UpdateOperation, "ticket/demo"},
+			{logical.DeleteOperation, "ticket/demo"},
 		} {
 			m.changesNothing(0, func() {
 				_, err := m.request(c.op, c.path, nil)
@@ -320,6 +328,11 @@ func TestAParameterOfTheWrongTypeIsRefusedWithoutItsValue(t *testing.T) {
 		{logical.ListOperation, "config/team/", "after", text, "after must be a string"},
 		{logical.ListOperation, "status/", "after", text, "after must be a string"},
 		{logical.ListOperation, "status/team/", "after", text, "after must be a string"},
+		{logical.ReadOperation, "sign/demo", "url", text, "url must be a string"},
+		{logical.UpdateOperation, "sign/demo", "url", text, "url must be a string"},
+		{logical.ReadOperation, "ticket/demo", "type", text, "type must be a string"},
+		{logical.ReadOperation, "sign/demo", "name", text, "name must be a string"},
+		{logical.ReadOperation, "ticket/demo", "name", text, "name must be a string"},
 	} {
 		t.Run(c.path+" "+c.field, func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
@@ -384,7 +397,7 @@ func TestParametersAreTakenAsVaultsClientsWriteThem(t *testing.T) {
 func TestWhatIsSecretIsMarked(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		sensitive := map[string]bool{}
-		for _, area := range []string{"config/", "token/", "refresh/", "rotate/", "status/"} {
+		for _, area := range []string{"config/", "token/", "refresh/", "rotate/", "status/", "sign/", "ticket/"} {
 			for name, field := range m.Route(area + "demo").Fields {
 				if field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
 					sensitive[area+name] = true
@@ -409,7 +422,7 @@ func TestAFieldThatIsNotKnownIsNeverShown(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation} {
-			for _, path := range []string{"config/demo", "token/demo"} {
+			for _, path := range []string{"config/demo", "token/demo", "sign/demo", "ticket/demo"} {
 				resp, err := m.request(op, path, map[string]any{"unknown": map[string]any{value: value}})
 				require.NotContains(t, shown(t, resp, err), value)
 			}
@@ -434,6 +447,10 @@ func TestResponsesAreAsDeclared(t *testing.T) {
 			{logical.UpdateOperation, "config/team/a", map[string]any{"max_ttl": 60}},
 			{logical.ReadOperation, "config/team/a", nil},
 			{logical.ReadOperation, "token/team/a", nil},
+			{logical.ReadOperation, "sign/team/a", map[string]any{"url": testPage}},
+			{logical.UpdateOperation, "sign/team/a", map[string]any{"url": testPage}},
+			{logical.ReadOperation, "ticket/team/a", nil},
+			{logical.ReadOperation, "ticket/team/a", map[string]any{"type": "wx_card"}},
 			{logical.ListOperation, "config/", nil},
 			{logical.ListOperation, "config/team/", nil},
 			{logical.ListOperation, "config/nobody/", nil},
@@ -466,8 +483,9 @@ func TestResponsesAreAsDeclared(t *testing.T) {
 func TestEntriesCarryTheSchemaVersion(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("team/a", nil)
+		m.signs("team/a")
 		stored := m.snapshot()
-		require.Len(t, stored, 2)
+		require.Len(t, stored, 3)
 		for key, value := range stored {
 			var entry struct {
 				Version *int `json:"version"`
@@ -554,6 +572,8 @@ func TestEachSecretIsInOneEntryOnly(t *testing.T) {
 					{"config/", password},
 					{"token/", m.sim.Current(testAppID)},
 					{"token/", m.sim.Current(otherAppID)},
+					{"ticket/", m.sim.CurrentTicket(testAppID, "jsapi")},
+					{"ticket/", m.sim.CurrentTicket(otherAppID, "jsapi")},
 				} {
 					if where.secret == "" {
 						continue
@@ -570,14 +590,18 @@ func TestEachSecretIsInOneEntryOnly(t *testing.T) {
 		route := map[string]any{"proxy_url": "http://egress:" + password + "@127.0.0.1:3128", "base_url": "https://192.0.2.1", "verify": false}
 		m.write("team/a", nil)
 		m.read("team/a")
+		m.signs("team/a")
 		m.write("team/b", route)
 		m.write("team/a", map[string]any{"appid": otherAppID})
 		m.read("team/a")
+		m.signs("team/a")
 		m.write("team/a", map[string]any{"verify": false})
 		m.read("team/a")
+		m.signs("team/a")
 		stored := m.snapshot()
 		require.Contains(t, stored["config/team/a"], testSecret)
 		require.Contains(t, stored["token/team/a"], m.sim.Current(testAppID))
+		require.Contains(t, stored["ticket/jsapi/team/a"], m.sim.CurrentTicket(testAppID, "jsapi"))
 		require.Contains(t, stored["config/team/b"], password)
 		m.ok(logical.DeleteOperation, "config/team/a", nil)
 		require.NoError(t, look("", ""))

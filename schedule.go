@@ -14,6 +14,7 @@ const (
 	fastLane   lane = iota // what is over in a moment
 	slowLane               // what took slowCall or longer the last time, whatever came of it
 	revokeLane             // revocations
+	ticketLane             // tickets: WeChat may answer for tokens and hang at these
 	lanes
 )
 
@@ -26,6 +27,7 @@ var laneLimits = [lanes]struct{ workers, perHost int }{
 	fastLane:   {64, 48},
 	slowLane:   {32, 24},
 	revokeLane: {16, 12},
+	ticketLane: {32, 24},
 }
 
 // sleeper is what a schedule wakes.

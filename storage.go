@@ -16,6 +16,7 @@ import (
 const (
 	configPrefix   = "config/"
 	tokenPrefix    = "token/"
+	ticketPrefix   = "ticket/"
 	rotationPrefix = "rotation/"
 )
 

@@ -8,10 +8,6 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// overlap is the last part of a token's life, in which WeChat replaces it at a
-// normal call, and the old token and the new one both work.
-const overlap = 300 * time.Second
-
 // minTTL is the least ttl that a reader is told. A token with less than this left
 // counts as ended.
 const minTTL = 5 * time.Second

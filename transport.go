@@ -36,6 +36,20 @@ const (
 	maxHeaders = 64 << 10
 )
 
+// endpoint says whom to ask for which account, and on which way.
+type endpoint struct {
+	appID   string
+	secret  string
+	baseURL string // without a trailing slash
+	proxy   string // "" follows the environment's proxy variables
+	caPEM   string // roots besides the system's
+	timeout time.Duration
+
+	// trial is set while a write is verified: the account is not stored, and
+	// nothing is kept for it.
+	trial bool
+}
+
 // way is how connections to WeChat are made. Accounts on the same way share a
 // transport: one per account would cost tens of KiB each.
 type way struct {

@@ -693,37 +693,25 @@ func TestHeadersAndInterimResponsesAreBounded(t *testing.T) {
 
 // There are ways to WeChat on which a large ClientHello gets lost.
 func TestAWayThatSwallowsLargeHandshakes(t *testing.T) {
-	const mtu = 1400
 	sim := newSim()
 	server := serve(t, "https", sim)
-	proxy := &egress{}
-	relay := raw(t, func(conn net.Conn) {
-		hello := make([]byte, 16<<10)
-		n, _ := io.ReadAtLeast(conn, hello, 5)
-		if n > mtu {
-			_, _ = io.Copy(io.Discard, conn)
-			return
-		}
-		upstream, err := net.Dial("tcp", server.Listener.Addr().String())
-		if err != nil {
-			return
-		}
-		_, _ = upstream.Write(hello[:n])
-		proxy.relay(conn, upstream)
-	})
+	relay, err := wechatsim.StartRelay(server.Listener.Addr().String())
+	require.NoError(t, err)
+	t.Cleanup(relay.Close)
 	call := func(timeout time.Duration) (*tokenAnswer, error) {
-		c, e := overTCP(t, "https://"+relay)
+		c, e := overTCP(t, "https://"+relay.Addr())
 		e.caPEM, e.timeout = rootsOf(server), timeout
 		return c.stableToken(t.Context(), e, true)
 	}
 	g, err := call(time.Second)
 	p := requireProblem(t, g, err)
+	require.Equal(t, 1, relay.Swallowed())
 	require.Equal(t, "the TLS handshake got no answer within 1s", p.detail)
 	require.Contains(t, p.advice, "GODEBUG=tlsmlkem=0 in the environment of Vault")
 	require.True(t, p.noEffect())
 	require.Empty(t, sim.Calls(""))
 
-	t.Setenv("GODEBUG", "tlsmlkem=0,tlssecpmlkem=0")
+	t.Setenv("GODEBUG", "tlsmlkem=0")
 	_, err = call(5 * time.Second)
 	require.NoError(t, err)
 }

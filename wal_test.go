@@ -74,6 +74,18 @@ var changes = map[string]func(m *mount) error{
 	"first read": func(m *mount) error {
 		return m.try(logical.ReadOperation, "token/unread", nil)
 	},
+	"first signature": func(m *mount) error {
+		return m.try(logical.ReadOperation, "sign/demo", map[string]any{"url": testPage})
+	},
+	"another type of ticket": func(m *mount) error {
+		return m.try(logical.ReadOperation, "ticket/signed", map[string]any{"type": "wx_card"})
+	},
+	"change of the appid of one with a ticket": func(m *mount) error {
+		return m.try(logical.UpdateOperation, "config/signed", map[string]any{"appid": otherAppID})
+	},
+	"delete one with a ticket": func(m *mount) error {
+		return m.try(logical.DeleteOperation, "config/signed", nil)
+	},
 }
 
 // try is a request of which only the success matters.
@@ -118,6 +130,9 @@ func changeWithFault(t *testing.T, change func(*mount) error, fault string, n in
 		m.write("demo", nil)
 		m.sim.SetAccount("wxunread", wechatsim.Account{Secret: testSecret})
 		m.write("unread", map[string]any{"appid": "wxunread", "verify": false})
+		m.sim.SetAccount("wxsigned", wechatsim.Account{Secret: testSecret})
+		m.write("signed", map[string]any{"appid": "wxsigned"})
+		m.signs("signed")
 		before := m.snapshot()
 		if fault == lostAnswer {
 			m.storage.losingAnswer(n)
@@ -135,9 +150,10 @@ func changeWithFault(t *testing.T, change func(*mount) error, fault string, n in
 		struck = m.storage.count()-first >= n
 		if struck && err == nil {
 			// What may fail without spoiling the change is the withdrawal of its
-			// announcement, and storing what WeChat has answered: that is served from
-			// memory meanwhile.
-			require.Regexp(t, "^(delete wal/|put token/|put rotation/|get token/)", at)
+			// announcement, storing what WeChat has answered, which is served from
+			// memory meanwhile, and removing tickets of another account, which nobody
+			// uses.
+			require.Regexp(t, "^(delete wal/|put token/|put ticket/|put rotation/|get token/|(get|delete) ticket/)", at)
 		}
 		if restart {
 			m.close()
@@ -180,13 +196,23 @@ func (m *mount) snapshot() map[string]string {
 	return all
 }
 
-// checkStored checks storage: no announcement is left, no token stands without
-// the configuration that it belongs to, and an account whose configuration is
+// checkStored checks storage: no announcement is left, no token and no ticket stands
+// without the configuration that it belongs to, and an account whose configuration is
 // the old one has its old token.
 func (m *mount) checkStored(before map[string]string) {
 	m.t.Helper()
 	for key, value := range m.snapshot() {
 		require.False(m.t, strings.HasPrefix(key, framework.WALPrefix), "the write-ahead log is not empty")
+		for kind := range ticketTypes {
+			if name, isTicket := strings.CutPrefix(key, ticketKey(kind, "")); isTicket {
+				cfg, err := loadConfig(m.t.Context(), m.storage, name)
+				require.NoError(m.t, err)
+				require.NotNil(m.t, cfg, "a ticket without its configuration")
+				var kept ticket
+				require.NoError(m.t, mustGet(m, key).DecodeJSON(&kept))
+				require.Equal(m.t, cfg.ID, kept.AccountID, "a ticket of another account")
+			}
+		}
 		name, isToken := strings.CutPrefix(key, tokenPrefix)
 		if !isToken {
 			continue
@@ -209,14 +235,15 @@ func (m *mount) checkStored(before map[string]string) {
 }
 
 // checkServed checks what readers see: for every account that is configured a
-// token of its own appid that WeChat accepts.
+// token and a ticket of its own appid that WeChat accepts.
 func (m *mount) checkServed(before map[string]string) {
 	m.t.Helper()
-	for _, name := range []string{"demo", "unread", "new"} {
+	for _, name := range []string{"demo", "unread", "new", "signed"} {
 		cfg, err := loadConfig(m.t.Context(), m.storage, name)
 		require.NoError(m.t, err)
 		if cfg == nil {
 			m.refused(logical.ReadOperation, "token/"+name, nil)
+			m.refused(logical.ReadOperation, "sign/"+name, map[string]any{"url": testPage})
 			continue
 		}
 		time.Sleep(2 * time.Second) // past the backoff of a failed attempt

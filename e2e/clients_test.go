@@ -34,27 +34,40 @@ var clients = map[string][]string{
 
 // The example clients, each in its language, run against the real Vault. Go is
 // there wherever these tests are; of the others those run whose interpreter is
-// installed, and the test says which.
+// installed.
 func TestClientsCacheAndRecover(t *testing.T) {
 	t.Parallel()
-	var run, left []string
 	for name, command := range clients {
-		if _, err := exec.LookPath(command[0]); err != nil && name != "go" {
-			left = append(left, name)
+		if !installed(t, "the example client for "+name, command[0]) {
 			continue
 		}
-		run = append(run, name)
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			testClient(t, name, command)
+			testClient(t, filepath.Join("..", "examples", "clients", name), command)
 		})
 	}
-	slices.Sort(run)
-	slices.Sort(left)
-	t.Logf("example clients that run here: %v; whose interpreter is not installed: %v", run, left)
 }
 
-func testClient(t *testing.T, name string, command []string) {
+// Spring itself is not here: an application with a stand-in for Spring's client of
+// Vault drives the class of the example, which has to do what the clients do.
+func TestSpringClassCachesAndRecovers(t *testing.T) {
+	t.Parallel()
+	if !installed(t, "the class for Spring", "javac", "java") {
+		return
+	}
+	classes := t.TempDir()
+	output, err := exec.Command("javac", "-d", classes, "-sourcepath", filepath.Join("testdata", "spring"),
+		filepath.Join("testdata", "spring", "Shop.java"),
+		filepath.Join("..", "examples", "spring-boot", "WechatToken.java")).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	testClient(t, classes, []string{"java", "-cp", classes, "Shop"})
+}
+
+// testClient runs a client, which does not know the test's mount: the gate leads
+// it there from the mount that it was told.
+func testClient(t *testing.T, dir string, command []string) {
 	e := newEngine(t)
 	account := e.account(wechatsim.Account{})
 	e.configure(t, "team-a/shop", account, noSync, fields{"max_ttl": "1m"})
@@ -69,14 +82,20 @@ func testClient(t *testing.T, name string, command []string) {
 	}))
 	t.Cleanup(wechat.Close)
 
-	vault := e.login(t, e.policy(t, "application"))
-	c := &client{name: name}
-	c.start(t, command, "VAULT_ADDR="+gate.url, "VAULT_TOKEN="+vault.Token(), "WECHAT_ACCOUNT=team-a/shop", "WECHAT_URL="+wechat.URL)
-
 	const (
 		read   = "GET token"
 		report = "refresh"
 	)
+	vault := e.login(t, e.policy(t, "application"))
+	environment := []string{"VAULT_ADDR=" + gate.url, "VAULT_TOKEN=" + vault.Token(), "WECHAT_ACCOUNT=team-a/shop", "WECHAT_URL=" + wechat.URL}
+	c := &client{dir: dir}
+	c.start(t, command, environment...)
+	c.succeeds(t)
+	gate.saw(t, "a client that is told nothing of mount and namespace", read)
+
+	gate.expect("apps/wechat", "admin/shop")
+	c = &client{dir: dir}
+	c.start(t, command, append(environment, "WECHAT_MOUNT=apps/wechat", "VAULT_NAMESPACE=admin/shop")...)
 	c.succeeds(t)
 	started := time.Now()
 	gate.saw(t, "the first call", read)
@@ -122,7 +141,7 @@ func testClient(t *testing.T, name string, command []string) {
 // client is an example client that runs. It makes a call for each line that it is
 // sent, and tells in a line how that ended.
 type client struct {
-	name    string
+	dir     string // in which its command runs
 	lines   io.Writer
 	answers *bufio.Reader
 }
@@ -133,7 +152,7 @@ func (c *client) start(t *testing.T, command []string, environment ...string) {
 	program, err := exec.LookPath(command[0])
 	must(t, err)
 	cmd := exec.Command(program, command[1:]...)
-	cmd.Dir = filepath.Join("..", "examples", "clients", c.name)
+	cmd.Dir = c.dir
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.Contains(strings.ToLower(variable), "proxy=") // all is on the loopback
 	}), environment...)
@@ -164,7 +183,13 @@ func (c *client) start(t *testing.T, command []string, environment ...string) {
 // calls has the client make a call, and returns how it ended.
 func (c *client) calls(t *testing.T) string {
 	t.Helper()
-	_, err := io.WriteString(c.lines, "\n")
+	return c.asked(t, "")
+}
+
+// asked sends the client a line, and returns the line that it answers.
+func (c *client) asked(t *testing.T, line string) string {
+	t.Helper()
+	_, err := io.WriteString(c.lines, line+"\n")
 	must(t, err)
 	answer, err := c.answers.ReadString('\n')
 	if err != nil {
@@ -197,25 +222,38 @@ type gate struct {
 	url    string
 	closed atomic.Bool
 
-	mu   sync.Mutex
-	seen []string
+	mu        sync.Mutex
+	mount     string // that the client is to ask
+	namespace string // that the client is to ask in; "" if it is to name none
+	seen      []string
+}
+
+// expect tells the mount and the namespace that the client is to use from now on.
+// The Vault of these tests knows no namespaces, so the gate takes them away.
+func (g *gate) expect(mount, namespace string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mount, g.namespace = mount, namespace
 }
 
 func newGate(t *testing.T, e *engine) *gate {
 	t.Helper()
 	vault, err := url.Parse(e.vault.Address())
 	must(t, err)
-	g := &gate{}
-	proxy := httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.SetURL(vault)
-		r.Out.URL.Path = strings.Replace(r.Out.URL.Path, "/v1/wechat/", "/v1/"+e.path+"/", 1)
-	}}
+	g := &gate{mount: "wechat"}
+	proxy := proxyTo(vault)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		what := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/v1/wechat/"), "/team-a/shop")
+		g.mu.Lock()
+		rest := strings.TrimPrefix(r.URL.Path, "/v1/"+g.mount+"/")
+		what := strings.TrimSuffix(rest, "/team-a/shop")
 		if r.Method == http.MethodGet {
 			what = "GET " + what
 		}
-		g.mu.Lock()
+		if namespace := r.Header.Get("X-Vault-Namespace"); namespace != g.namespace {
+			what += " in the namespace " + namespace
+		}
+		r.Header.Del("X-Vault-Namespace")
+		r.URL.Path = "/v1/" + e.path + "/" + rest
 		g.seen = append(g.seen, what)
 		g.mu.Unlock()
 		if g.closed.Load() {
@@ -227,6 +265,11 @@ func newGate(t *testing.T, e *engine) *gate {
 	t.Cleanup(server.Close)
 	g.url = server.URL
 	return g
+}
+
+// proxyTo hands requests on.
+func proxyTo(target *url.URL) http.Handler {
+	return &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
 }
 
 // requests returns what the client has asked since saw was called.

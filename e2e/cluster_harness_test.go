@@ -241,7 +241,9 @@ var vaultsFailures = map[int][]string{
 func failure(err error) (said string, vaults bool) {
 	var answer *api.ResponseError
 	if !errors.As(err, &answer) {
-		for _, cause := range []string{errRedirected.Error(), "connection refused", "connection reset", "EOF", "deadline exceeded"} {
+		// The readers of a node share a client, and a request of theirs that fails
+		// closes the connections that it takes for idle.
+		for _, cause := range []string{errRedirected.Error(), "connection refused", "connection reset", "EOF", "deadline exceeded", "CloseIdleConnections called"} {
 			if strings.Contains(err.Error(), cause) {
 				return cause, true
 			}

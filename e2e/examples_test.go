@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -27,7 +28,8 @@ import (
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
-// exampleLink is a link to an example, in a page below docs/.
+// exampleLink is a link to an example, in a page below docs/. One to a folder's
+// README leads to all that is below the folder.
 var exampleLink = regexp.MustCompile(`\(\.\./examples/([^)]+)\)`)
 
 // Every example is put to a test and is found from both pages on using the token:
@@ -37,11 +39,17 @@ func TestEveryExampleIsTestedAndLinkedTo(t *testing.T) {
 	tested := []string{
 		"agent/file.hcl", "agent/supervisor.hcl", // TestAgentsStayFresh
 		"clients/go/main.go", "clients/java/Shop.java", "clients/node/shop.mjs", "clients/php/shop.php", "clients/python/shop.py", // TestClientsCacheAndRecover
+		"js-sdk/main.go", "js-sdk/page.html", // TestPageIsSigned
 		"kubernetes/agent-injector.yaml", "kubernetes/csi.yaml", "kubernetes/external-secrets.yaml", "kubernetes/secrets-operator.yaml",
-		"nomad/shop.nomad.hcl",
-		"policies/application.hcl", "policies/every-team.hcl", "policies/monitoring.hcl", "policies/on-call.hcl",
-		"policies/operator.hcl", "policies/team.hcl", "policies/wrapped.hcl", // policy_test.go
-		"spring-boot/WechatToken.java", "spring-boot/application.yaml",
+		"mini-program/go/main.go", "mini-program/node/server.mjs", // TestMiniProgramsNeedNoAppSecret
+		"nomad/client.hcl", "nomad/shop.nomad.hcl",
+		"policies/application.hcl", "policies/every-team.hcl", "policies/login-service.hcl", "policies/mini-program.hcl",
+		"policies/monitoring.hcl", "policies/on-call.hcl", "policies/operator.hcl", "policies/page-server.hcl",
+		"policies/team.hcl", "policies/web-login.hcl", "policies/wrapped.hcl", // policy_test.go
+		"sdk/README.md", "sdk/README.zh-CN.md", "sdk/node/nest-wechat.mjs", "sdk/node/node-easywechat.mjs",
+		"sdk/node/package-lock.json", "sdk/node/package.json", "sdk/node/try.mjs", "sdk/node/vault.mjs", "sdk/node/wechat-api.mjs",
+		"sdk/node/wechat-jssdk.mjs", "sdk/silenceper/go.mod", "sdk/silenceper/go.sum", "sdk/silenceper/main.go", "sdk/silenceper/vault.go", // TestSDKsNeedNoAppSecret
+		"spring-boot/WechatToken.java", "spring-boot/application.yaml", // TestSpringClassCachesAndRecovers
 		"systemd/vault-agent-wechat.service",
 		"terraform/main.tf",
 	}
@@ -61,13 +69,22 @@ func TestEveryExampleIsTestedAndLinkedTo(t *testing.T) {
 	for _, page := range []string{"using-the-token.md", "using-the-token.zh-CN.md"} {
 		text, err := os.ReadFile(filepath.Join("..", "docs", page))
 		must(t, err)
-		var linked []string
+		linked := map[string]bool{}
 		for _, m := range exampleLink.FindAllSubmatch(text, -1) {
-			linked = append(linked, string(m[1]))
+			link := string(m[1])
+			if linked[link] = true; !slices.Contains(found, link) {
+				t.Errorf("%s links to %s, which is not there", page, link)
+			}
+			if folder, base := path.Split(link); strings.HasPrefix(base, "README") {
+				for _, file := range found {
+					linked[file] = linked[file] || strings.HasPrefix(file, folder)
+				}
+			}
 		}
-		slices.Sort(linked)
-		if linked = slices.Compact(linked); !slices.Equal(found, linked) {
-			t.Errorf("the examples are\n%v, those that %s links to\n%v", found, page, linked)
+		for _, file := range found {
+			if !linked[file] {
+				t.Errorf("%s does not lead to %s", page, file)
+			}
 		}
 	}
 }
@@ -232,6 +249,9 @@ func TestTemplatesRenderTheTokenAndNothingElse(t *testing.T) {
 
 	deployment := manifests(t, "kubernetes/agent-injector.yaml")["Deployment"]
 	annotations := deployment.at("spec", "template", "metadata", "annotations").(object)
+	if annotations["vault.hashicorp.com/template-config-exit-on-retry-failure"] != "false" {
+		t.Error("the injector's Agent ends while Vault is away")
+	}
 	if got := annotations["vault.hashicorp.com/agent-inject-secret-wechat-token"]; got != "wechat/token/team-a/shop" {
 		t.Errorf("the injector is led to %v", got)
 	}
@@ -289,23 +309,25 @@ func TestTerraformExampleConfiguresAnAccount(t *testing.T) {
 	variables := &hcl.EvalContext{
 		Variables: map[string]cty.Value{
 			"vault_mount": cty.ObjectVal(map[string]cty.Value{"wechat": cty.ObjectVal(map[string]cty.Value{"path": cty.StringVal(e.path)})}),
-			"var":         cty.ObjectVal(map[string]cty.Value{"appid": cty.StringVal(account["appid"].(string)), "secret_version": cty.NumberIntVal(1)}),
-			"path":        cty.ObjectVal(map[string]cty.Value{"module": cty.StringVal("terraform")}),
+			"var":         cty.ObjectVal(map[string]cty.Value{"appid": cty.StringVal(account["appid"].(string)), "secret_version": cty.NumberIntVal(1), "plugin_version": cty.StringVal(subject.plugin.Version)}),
 		},
 		Functions: map[string]function.Function{
 			"jsonencode": stdlib.JSONEncodeFunc,
-			"file": function.New(&function.Spec{
-				Params: []function.Parameter{{Name: "path", Type: cty.String}},
-				Type:   function.StaticReturnType(cty.String),
-				Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
-					return cty.StringVal(example(t, args[0].AsString())), nil
-				},
-			}),
 		},
 	}
 	mount := block(t, main, "resource vault_mount wechat")
 	if got := value(t, mount, "type", nil).AsString(); got != pluginName {
 		t.Errorf("the mount is of the type %q", got)
+	}
+	// The same mount once more, with the version that the example asks for.
+	must(t, e.vault.Sys().Mount(e.path+"-again", &api.MountInput{Type: pluginName, Config: api.MountConfigInput{
+		PluginVersion: value(t, mount, "plugin_version", variables).AsString(),
+	}}))
+	must(t, e.vault.Sys().Unmount(e.path+"-again"))
+	for _, resource := range []string{"resource vault_mount wechat", "resource vault_generic_endpoint account"} {
+		if !value(t, block(t, main, resource, "lifecycle"), "prevent_destroy", nil).True() {
+			t.Errorf("%s can be destroyed by a slip", resource)
+		}
 	}
 
 	// The simulator instead of WeChat, as the example cannot know it.
@@ -346,8 +368,15 @@ func TestTerraformExampleConfiguresAnAccount(t *testing.T) {
 	}
 	e.token(t, "team-a/shop")
 
-	policy := block(t, main, "resource vault_policy shop")
-	must(t, e.vault.Sys().PutPolicy(e.path, value(t, policy, "policy", variables).AsString()))
+	policy := value(t, block(t, main, "resource vault_policy shop"), "policy", variables).AsString()
+	client := e.login(t, policy)
+	_, err = client.Logical().Write(e.path+"/refresh/team-a/shop", nil)
+	must(t, err)
+	answer, err := client.Logical().Read(e.path + "/token/team-a/shop")
+	must(t, err)
+	if accessToken(answer) != accessToken(e.token(t, "team-a/shop")) {
+		t.Error("the policy does not lead to the token")
+	}
 
 	for _, word := range []string{"secret =", "secret=", "WECHAT_SECRET"} {
 		for line := range strings.Lines(example(t, "terraform/main.tf")) {
@@ -390,9 +419,9 @@ func TestSystemdUnitRunsTheAgentExample(t *testing.T) {
 	}
 }
 
-// Spring itself is not here: the configuration is parsed, the class too where
-// there is a Java compiler, and the paths in it are tried.
-func TestSpringBootExample(t *testing.T) {
+// The configuration says where the class finds the token, and that Spring is not to
+// look for it itself. TestSpringClassCachesAndRecovers runs the class.
+func TestSpringBootConfiguration(t *testing.T) {
 	t.Parallel()
 	var config object
 	must(t, yaml.Unmarshal([]byte(example(t, "spring-boot/application.yaml")), &config))
@@ -402,30 +431,35 @@ func TestSpringBootExample(t *testing.T) {
 	e := newEngine(t)
 	name := config.text("wechat", "account")
 	e.configure(t, name, e.account(wechatsim.Account{}))
-	client := e.login(t, e.policy(t, "application"))
 	class := example(t, "spring-boot/WechatToken.java")
-	for area, use := range map[string]func(path string) (*api.Secret, error){
-		"token":   client.Logical().Read,
-		"refresh": func(path string) (*api.Secret, error) { return client.Logical().Write(path, nil) },
-	} {
-		if !strings.Contains(class, `"wechat/`+area+`/" + account`) {
-			t.Errorf("the class does not use wechat/%s/", area)
-		}
-		answer, err := use(e.here("wechat/" + area + "/" + name))
-		must(t, err)
-		// Spring's lease container schedules nothing with this, so the class must.
-		if answer.LeaseDuration != 0 || answer.LeaseID != "" {
-			t.Errorf("the answer of %s has a lease", area)
+	for _, property := range []string{"mount", "account"} {
+		if config.text("wechat", property) == "" || !regexp.MustCompile(`\$\{wechat\.`+property+`[:}]`).MatchString(class) {
+			t.Errorf("the property wechat.%s is not in both the configuration and the class", property)
 		}
 	}
-	javac, err := exec.LookPath("javac")
-	if err != nil {
-		t.Log("there is no Java compiler: the class was not parsed")
-		return
+	answer, err := e.login(t, e.policy(t, "application")).Logical().Read(e.here(config.text("wechat", "mount") + "/token/" + name))
+	must(t, err)
+	// Spring's lease container schedules nothing with this, so the class must.
+	if answer.LeaseDuration != 0 || answer.LeaseID != "" {
+		t.Error("the answer has a lease")
 	}
-	source := filepath.Join("..", "examples", "spring-boot", "WechatToken.java")
-	output, err := exec.Command(javac, "-XDshould-stop.ifError=PARSE", "-XDshould-stop.ifNoError=PARSE", "-d", t.TempDir(), source).CombinedOutput()
-	if err != nil {
-		t.Errorf("%v\n%s", err, output)
+}
+
+// A Nomad client goes on reading while Vault is away, and a task's file belongs to
+// the user that reads it.
+func TestNomadGoesOnAndTheTaskCanRead(t *testing.T) {
+	t.Parallel()
+	retry := block(t, parsed(t, "nomad/client.hcl"), "client", "template", "vault_retry")
+	if attempts := value(t, retry, "attempts", nil); !attempts.RawEquals(cty.NumberIntVal(0)) {
+		t.Errorf("the client gives up after %#v tries", attempts)
+	}
+	template := block(t, parsed(t, "nomad/shop.nomad.hcl"), "job shop", "group shop", "task shop", "template")
+	if perms := value(t, template, "perms", nil).AsString(); perms != "0400" {
+		t.Errorf("the file's mode is %s", perms)
+	}
+	for _, number := range []string{"uid", "gid"} {
+		if v := value(t, template, number, nil); v.Type() != cty.Number {
+			t.Errorf("%s is %#v, want a number", number, v)
+		}
 	}
 }

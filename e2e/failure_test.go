@@ -26,24 +26,24 @@ var failures = map[string]struct {
 	words  []string // in the message
 	kept   bool     // it is not tried again by the next read
 }{
-	"wrong secret":         {errcode(40001), 400, []string{"errcode 40001", "secret", "rid"}, true},
-	"invalid secret":       {errcode(40125), 400, []string{"errcode 40125", "secret", "rid"}, true},
-	"invalid appid":        {errcode(40013), 400, []string{"errcode 40013", "appid", "rid"}, true},
-	"frozen secret":        {errcode(40243), 400, []string{"errcode 40243", "frozen", "console", "rid"}, true},
-	"IP not whitelisted":   {errcode(40164), 400, []string{"errcode 40164", "whitelist", callersIP, "rid"}, true},
-	"IP not registered":    {errcode(61004), 400, []string{"errcode 61004", "whitelist", callersIP, "rid"}, true},
-	"IP not admitted":      {errcode(45035), 400, []string{"errcode 45035", "whitelist", callersIP, "rid"}, true},
-	"IP to be confirmed":   {errcode(89501), 400, []string{"errcode 89501", "administrator", callersIP, "rid"}, true},
-	"IP to be confirmed 2": {errcode(89503), 400, []string{"errcode 89503", "administrator", callersIP, "rid"}, true},
-	"IP refused once":      {errcode(89507), 400, []string{"errcode 89507", "administrator", callersIP, "rid"}, true},
-	"IP refused twice":     {errcode(89506), 400, []string{"errcode 89506", "administrator", callersIP, "rid"}, true},
-	"API forbidden":        {errcode(48004), 400, []string{"errcode 48004", "console", "rid"}, true},
-	"account limited":      {errcode(50002), 400, []string{"errcode 50002", "console", "rid"}, true},
-	"account punished":     {errcode(50004), 400, []string{"errcode 50004", "console", "rid"}, true},
-	"daily quota":          {errcode(45009), 429, []string{"errcode 45009", "quota", "console", "rid"}, true},
-	"quota of a minute":    {errcode(45011), 429, []string{"errcode 45011", "quota", "rid"}, true},
-	"busy":                 {errcode(-1), 502, []string{"errcode -1", "busy", "rid"}, false},
-	"undocumented errcode": {errcode(12345), 502, []string{"errcode 12345", "not documented", "rid"}, false},
+	"wrong secret":         {errcode(40001), 400, []string{"errcode 40001", "secret"}, true},
+	"invalid secret":       {errcode(40125), 400, []string{"errcode 40125", "secret"}, true},
+	"invalid appid":        {errcode(40013), 400, []string{"errcode 40013", "appid"}, true},
+	"frozen secret":        {errcode(40243), 400, []string{"errcode 40243", "frozen", "console"}, true},
+	"IP not whitelisted":   {errcode(40164), 400, []string{"errcode 40164", "whitelist", callersIP}, true},
+	"IP not registered":    {errcode(61004), 400, []string{"errcode 61004", "whitelist", callersIP}, true},
+	"IP not admitted":      {errcode(45035), 400, []string{"errcode 45035", "whitelist", callersIP}, true},
+	"IP to be confirmed":   {errcode(89501), 400, []string{"errcode 89501", "administrator", callersIP}, true},
+	"IP to be confirmed 2": {errcode(89503), 400, []string{"errcode 89503", "administrator", callersIP}, true},
+	"IP refused once":      {errcode(89507), 400, []string{"errcode 89507", "administrator", callersIP}, true},
+	"IP refused twice":     {errcode(89506), 400, []string{"errcode 89506", "administrator", callersIP}, true},
+	"API forbidden":        {errcode(48004), 400, []string{"errcode 48004", "console"}, true},
+	"account limited":      {errcode(50002), 400, []string{"errcode 50002", "console"}, true},
+	"account punished":     {errcode(50004), 400, []string{"errcode 50004", "console"}, true},
+	"daily quota":          {errcode(45009), 429, []string{"errcode 45009", "quota", "console"}, true},
+	"quota of a minute":    {errcode(45011), 429, []string{"errcode 45011", "quota"}, true},
+	"busy":                 {errcode(-1), 502, []string{"errcode -1", "busy"}, false},
+	"undocumented errcode": {errcode(12345), 502, []string{"errcode 12345", "not documented"}, false},
 	"server error":         {wechatsim.Fault{Kind: "status", Status: 503}, 502, []string{"503"}, false},
 	"no page":              {wechatsim.Fault{Kind: "status", Status: 404}, 502, []string{"404"}, false},
 	"hanging":              {wechatsim.Fault{Kind: "hang"}, 502, []string{"no answer within 1s"}, false},
@@ -74,6 +74,9 @@ func TestReadWithoutATokenTellsWhatFailed(t *testing.T) {
 			e.inject(account, test.fault)
 			_, err := e.readToken(path)
 			refused(t, err, test.status, append(test.words, path, "what to do")...)
+			if strings.Contains(err.Error(), "rid ") {
+				t.Errorf("a reader of tokens is shown the rid of a call that carried the AppSecret: %v", err)
+			}
 			if test.kept {
 				_, err = e.readToken(path)
 				refused(t, err, test.status, append(test.words, path, "what to do")...)

@@ -3,10 +3,10 @@
 // Package e2e tests the plugin as its users meet it: the built binary, run by a
 // real Vault server, against the simulated platform over HTTP.
 //
-// Two variables of the environment name what is tested: VAULT_BIN the Vault
-// program, WECHAT_PLUGIN the plugin's binary. Most tests share one server and
-// have a mount and a platform of their own on it; those that kill, stop or seal
-// a server start their own. All tests run in parallel, because most of them
+// Two variables of the environment name what is tested: VAULT_BIN the program of
+// Vault or of OpenBao, WECHAT_PLUGIN the plugin's binary. Most tests share one
+// server and have a mount and a platform of their own on it; those that kill, stop
+// or seal a server start their own. All tests run in parallel, because most of them
 // spend their time waiting for tokens to age.
 package e2e
 
@@ -47,10 +47,15 @@ func run(m *testing.M) (status int) {
 		return 1
 	}
 	shared.dir = dir
-	// The tests wait more than they work: all may run at a time, however few
-	// processors there are.
-	if err := flag.Set("test.parallel", "64"); err != nil {
-		panic(err)
+	// The tests wait more than they work: unless the command line says otherwise, all
+	// may run at a time, however few processors there are.
+	flag.Parse()
+	parallel := false
+	flag.Visit(func(f *flag.Flag) { parallel = parallel || f.Name == "test.parallel" })
+	if !parallel {
+		if err := flag.Set("test.parallel", "64"); err != nil {
+			panic(err)
+		}
 	}
 	status = m.Run()
 	if err := shared.end(); err != nil {

@@ -21,8 +21,15 @@ func (e *engine) policy(t *testing.T, name string) string {
 	return strings.ReplaceAll(example(t, "policies/"+name+".hcl"), `"wechat/`, `"`+e.path+`/`)
 }
 
-// permission is an operation on a path of the mount.
+// permission is an operation on a path of the mount. "write key" is a write that
+// asks for the session key as well.
 type permission struct{ operation, path string }
+
+// area returns which part of the engine the path is of.
+func (p permission) area() string {
+	area, _, _ := strings.Cut(p.path, "/")
+	return area
+}
 
 // permissions are those that exist for the named accounts. Deletions come last,
 // for nothing else is possible afterwards.
@@ -33,7 +40,11 @@ func permissions(accounts ...string) []permission {
 			all,
 			permission{"write", "config/" + name}, permission{"read", "config/" + name},
 			permission{"read", "token/" + name}, permission{"write", "refresh/" + name},
-			permission{"write", "rotate/" + name}, permission{"read", "status/" + name},
+			permission{"write", "code2session/" + name}, permission{"write key", "code2session/" + name},
+			permission{"write", "oauth2/" + name},
+			permission{"read", "sign/" + name}, permission{"write", "sign/" + name}, permission{"read", "ticket/" + name},
+			permission{"write", "rotate/" + name}, permission{"write", "clear-quota/" + name},
+			permission{"read", "status/" + name},
 		)
 	}
 	levels := []string{"/"}
@@ -59,23 +70,28 @@ var errNothing = errors.New("answered with nothing")
 
 // try carries out an operation with a client's rights. The accounts that it is
 // about have to exist.
-func (p permission) try(client *api.Client, e *engine) error {
+func (p permission) try(t *testing.T, client *api.Client, e *engine) error {
+	t.Helper()
 	full := e.path + "/" + p.path
 	var answer *api.Secret
 	var err error
 	switch p.operation {
 	case "read":
-		answer, err = client.Logical().Read(full)
+		if p.area() == "metrics" { // which are not JSON
+			raw, err := client.Logical().ReadRaw(full)
+			if err == nil {
+				err = raw.Error()
+				raw.Body.Close()
+			}
+			return err
+		}
+		answer, err = client.Logical().ReadWithData(full, map[string][]string{"url": {"https://shop.example.com/"}})
 	case "list":
 		answer, err = client.Logical().List(strings.TrimSuffix(full, "/"))
 	case "delete":
 		_, err = client.Logical().Delete(full)
-	case "write":
-		var data fields
-		if strings.HasPrefix(p.path, "config/") {
-			data = fields{"max_ttl": "2m"}
-		}
-		_, err = client.Logical().Write(full, data)
+	case "write", "write key":
+		_, err = client.Logical().Write(full, p.data(t, e))
 	default:
 		panic("unknown operation " + p.operation)
 	}
@@ -85,13 +101,40 @@ func (p permission) try(client *api.Client, e *engine) error {
 	return err
 }
 
+// data returns what a write sends.
+func (p permission) data(t *testing.T, e *engine) fields {
+	t.Helper()
+	mint := func(api string) string {
+		_, name, _ := strings.Cut(p.path, "/")
+		return e.hide(e.Mint(e.config(t, name)["appid"].(string), wechatsim.Code{API: api}).Code)
+	}
+	switch p.area() {
+	case "config":
+		return fields{"max_ttl": "2m"}
+	case "code2session":
+		data := fields{"js_code": mint(wechatsim.APICode2Session)}
+		if p.operation == "write key" {
+			data["include_session_key"] = true
+		}
+		return data
+	case "oauth2":
+		return fields{"code": mint(wechatsim.APIOAuth2)}
+	case "sign":
+		return fields{"url": "https://shop.example.com/"}
+	}
+	return nil
+}
+
 // permits tries every permission that exists: those that are granted have to
 // succeed, all others have to be denied.
+//
+// No client may have both an account's token and an answer that may hold the rid
+// of a call with the AppSecret: WeChat shows that call's body to whoever has both.
 func (e *engine) permits(t *testing.T, client *api.Client, accounts []string, granted func(permission) bool) {
 	t.Helper()
-	grants := 0
+	grants, tokens, rids := 0, false, false
 	for _, p := range permissions(accounts...) {
-		err := p.try(client, e)
+		err := p.try(t, client, e)
 		var answer *api.ResponseError
 		denied := errors.As(err, &answer) && answer.StatusCode == http.StatusForbidden
 		switch {
@@ -103,7 +146,12 @@ func (e *engine) permits(t *testing.T, client *api.Client, accounts []string, gr
 			t.Errorf("%s %s fails: %v", p.operation, p.path, err)
 		default:
 			grants++
+			tokens = tokens || p.area() == "token" && p.operation == "read"
+			rids = rids || slices.Contains([]string{"config", "rotate", "clear-quota"}, p.area()) && p.operation == "write"
 		}
+	}
+	if tokens && rids {
+		t.Error("one policy gives both a token and the rids of calls with the AppSecret")
 	}
 	if grants == 0 {
 		t.Error("nothing is granted")
@@ -135,13 +183,21 @@ func TestEachRoleMayDoItsPartOnly(t *testing.T) {
 	}
 	for role, granted := range map[string]func(permission) bool{
 		"operator":   of("config/", "status/"),
-		"on-call":    of("refresh/", "rotate/", "status/"),
+		"on-call":    of("refresh/", "rotate/", "clear-quota/", "status/"),
 		"monitoring": of("status/"),
 		"team":       of("token/team-a/", "refresh/team-a/", "status/team-a/"),
 		"application": exactly(
 			permission{"read", "token/team-a/shop"},
 			permission{"write", "refresh/team-a/shop"},
 		),
+		"mini-program": exactly(
+			permission{"write", "code2session/team-a/shop"},
+			permission{"write key", "code2session/team-a/shop"},
+			permission{"read", "token/team-a/shop"},
+			permission{"write", "refresh/team-a/shop"},
+		),
+		"login-service": exactly(permission{"write", "code2session/team-a/shop"}),
+		"web-login":     exactly(permission{"write", "oauth2/team-a/shop"}),
 	} {
 		t.Run(role, func(t *testing.T) {
 			t.Parallel()
@@ -203,7 +259,7 @@ func TestOnePolicyServesEveryTeam(t *testing.T) {
 		client := e.person(t, person, metadata)
 		for _, p := range permissions(teamAccounts...) {
 			var answer *api.ResponseError
-			if err := p.try(client, e); !errors.As(err, &answer) || answer.StatusCode != http.StatusForbidden {
+			if err := p.try(t, client, e); !errors.As(err, &answer) || answer.StatusCode != http.StatusForbidden {
 				t.Errorf("%s %s is not denied to an entity with the metadata %v: %v", p.operation, p.path, metadata, err)
 			}
 		}

@@ -4,6 +4,8 @@ package e2e
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"maps"
 	"net/http"
@@ -197,8 +199,11 @@ func (e *engine) seedRotations(t *testing.T, account fields, at []time.Time) {
 	must(t, err)
 	history, err := json.Marshal(fields{"version": 1, "epoch": 0, "forced": at})
 	must(t, err)
-	key := "sys/raw/logical/" + mounts[e.path+"/"].UUID + "/rotation/" + account["appid"].(string)
-	_, err = e.vault.Logical().Write(key, fields{"value": string(history)})
+	folder := "sys/raw/logical/" + mounts[e.path+"/"].UUID + "/rotation/" + account["appid"].(string)
+	sum := sha256.Sum256([]byte(e.url + "\x00"))
+	_, err = e.vault.Logical().Write(folder+"/"+hex.EncodeToString(sum[:16]), fields{"value": string(history)})
+	must(t, err)
+	_, err = e.vault.Sys().ReloadPlugin(&api.ReloadPluginInput{Mounts: []string{e.path + "/"}})
 	must(t, err)
 }
 

@@ -50,7 +50,7 @@ func (h host) dead() bool {
 // error, the BSDs and macOS as a hang-up, macOS only to those who ask for POLLOUT.
 func (h host) deaf() bool {
 	for _, fd := range h.outputs {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}} //nolint:gosec // 1 and 2, and what tests open
 		if n, err := unix.Poll(poll, 0); n != 1 || err != nil {
 			return false
 		}

@@ -74,8 +74,7 @@ func start(t *testing.T, script string) *process {
 	gateRead, gate := pipe()
 	started, startedWrite := pipe()
 
-	// Not t.TempDir: the path of a socket must be short.
-	sockets, err := os.MkdirTemp("", "orphan")
+	sockets, err := os.MkdirTemp("", "orphan") //nolint:usetesting // the path of a socket must be short
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(sockets)) })
 	program, err := os.Executable()

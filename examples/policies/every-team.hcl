@@ -3,8 +3,10 @@
 #
 #     vault write identity/entity name=shop-backend metadata=team=team-a policies=wechat-every-team
 #
-# Whoever may write an entity's metadata decides which tokens it can read, and "+"
-# as a team stands for all of them: keep identity/entity to the administrators.
+# Whoever may write an entity's metadata decides which tokens it can read: keep
+# identity/entity to the administrators. In Vault before 1.19.17, 1.20.11, 1.21.6
+# and 2.0.1 "+" as a team stands for all of them; later ones refuse "+" and "*" in
+# what a template renders.
 
 path "wechat/token/{{identity.entity.metadata.team}}/*" {
   capabilities = ["read", "list"]

@@ -3,3 +3,8 @@
 path "wechat/status/*" {
   capabilities = ["read", "list"]
 }
+
+# For Prometheus.
+path "wechat/metrics" {
+  capabilities = ["read"]
+}

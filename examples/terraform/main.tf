@@ -1,11 +1,12 @@
-# The mount, an account with its settings, and a policy. The AppSecret is neither
-# in this file nor in Terraform's state or plan, nor on a command line: it is in
-# the environment of the one who applies,
+# The mount, an account with its settings, and a policy, in this one file. The
+# AppSecret is neither in it nor in Terraform's state or plan, nor on a command
+# line: it is in the environment of the one who applies,
 #
 #     read -rs WECHAT_SECRET && export WECHAT_SECRET
 #     terraform apply
 #
-# which needs the vault program, with VAULT_ADDR and VAULT_TOKEN set.
+# which needs the vault program, with VAULT_ADDR and VAULT_TOKEN set, and
+# VAULT_NAMESPACE where there are namespaces.
 
 terraform {
   required_version = ">= 1.4"
@@ -13,7 +14,7 @@ terraform {
   required_providers {
     vault = {
       source  = "hashicorp/vault"
-      version = ">= 4.0"
+      version = "~> 5.0"
     }
   }
 }
@@ -29,10 +30,24 @@ variable "secret_version" {
   default     = 1
 }
 
+variable "plugin_version" {
+  type        = string
+  description = "The version as which the plugin is registered, such as v1.0.0."
+}
+
 # The plugin is in Vault's catalog already; see the README on how to install it.
 resource "vault_mount" "wechat" {
   path = "wechat"
   type = "vault-plugin-secrets-wechat"
+
+  # Without a version Vault takes whichever it thinks the newest. For an upgrade
+  # register the new one, apply this, and reload: vault plugin reload -mounts=wechat/
+  plugin_version = var.plugin_version
+
+  lifecycle {
+    # With the mount all its accounts would be gone, those of other files too.
+    prevent_destroy = true
+  }
 }
 
 # What vault_generic_endpoint writes is kept in the state in the clear, so it is
@@ -61,11 +76,26 @@ resource "vault_generic_endpoint" "account" {
     max_ttl       = 240
     sync_interval = 300
   })
+
+  lifecycle {
+    prevent_destroy = true
+  }
 }
 
+# The application reads the token of its account, and reports it when WeChat has
+# rejected it.
 resource "vault_policy" "shop" {
-  name   = "wechat-shop"
-  policy = file("${path.module}/../policies/application.hcl")
+  name = "wechat-shop"
+
+  policy = <<-EOT
+    path "${vault_mount.wechat.path}/token/team-a/shop" {
+      capabilities = ["read"]
+    }
+
+    path "${vault_mount.wechat.path}/refresh/team-a/shop" {
+      capabilities = ["update"]
+    }
+  EOT
 }
 
 # There is no data source for the token here: it would be in the state, and old

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"net/url"
 	"strings"
 	"testing"
@@ -100,10 +101,16 @@ func TestOAuth2(t *testing.T) {
 		code wechatsim.Code
 		want map[string]any // beside the tokens; nil is absent
 	}{
-		{"the base scope, without a unionid", wechatsim.Code{OpenID: "oUser"},
-			map[string]any{"openid": "oUser", "scope": "snsapi_base", "unionid": nil, "is_snapshotuser": nil, "expires_in": 7200.0}},
-		{"the scope that tells the unionid", wechatsim.Code{Scope: "snsapi_userinfo", UnionID: "uUser"},
-			map[string]any{"scope": "snsapi_userinfo", "unionid": "uUser"}},
+		{
+			"the base scope, without a unionid",
+			wechatsim.Code{OpenID: "oUser"},
+			map[string]any{"openid": "oUser", "scope": "snsapi_base", "unionid": nil, "is_snapshotuser": nil, "expires_in": 7200.0},
+		},
+		{
+			"the scope that tells the unionid",
+			wechatsim.Code{Scope: "snsapi_userinfo", UnionID: "uUser"},
+			map[string]any{"scope": "snsapi_userinfo", "unionid": "uUser"},
+		},
 		{"the snapshot mode", wechatsim.Code{Snapshot: true}, map[string]any{"is_snapshotuser": 1.0}},
 	}
 	for _, r := range rules {
@@ -253,9 +260,7 @@ func TestLoginRefusals(t *testing.T) {
 			inBubble(t, r.account, func(p *platform) {
 				code := p.Mint(appid, wechatsim.Code{}).Code
 				query := loginQuery("js_code", code)
-				for name, value := range r.change {
-					query[name] = value
-				}
+				maps.Copy(query, r.change)
 				got := p.ask(cmp.Or(r.method, "GET"), "/sns/jscode2session", query, "")
 				p.wantAnswer(got, r.errcode)
 				if !strings.Contains(got.text("errmsg"), "rid: ") {

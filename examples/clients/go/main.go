@@ -1,6 +1,7 @@
 // Command shop calls WeChat with a token from Vault, once for each line that it
-// reads. The environment gives VAULT_ADDR, VAULT_TOKEN, the account's name as
-// WECHAT_ACCOUNT, and WECHAT_URL if that is not https://api.weixin.qq.com.
+// reads. The environment gives VAULT_ADDR, VAULT_TOKEN and the account's name as
+// WECHAT_ACCOUNT; where they differ from the default, VAULT_NAMESPACE (none),
+// WECHAT_MOUNT (wechat) and WECHAT_URL (https://api.weixin.qq.com).
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -25,6 +27,8 @@ func main() {
 		tokens: &tokens{
 			vault:      os.Getenv("VAULT_ADDR"),
 			vaultToken: os.Getenv("VAULT_TOKEN"),
+			namespace:  os.Getenv("VAULT_NAMESPACE"),
+			mount:      cmp.Or(os.Getenv("WECHAT_MOUNT"), "wechat"),
 			account:    os.Getenv("WECHAT_ACCOUNT"),
 		},
 	}
@@ -56,7 +60,7 @@ func (s *shop) callbackIPs(ctx context.Context) ([]string, error) {
 			Errmsg  string   `json:"errmsg"`
 			IPs     []string `json:"ip_list"`
 		}
-		if err := call(ctx, http.MethodGet, s.wechat+"/cgi-bin/getcallbackip?access_token="+url.QueryEscape(token), "", nil, &answer); err != nil {
+		if err := call(ctx, http.MethodGet, s.wechat+"/cgi-bin/getcallbackip?access_token="+url.QueryEscape(token), nil, nil, &answer); err != nil {
 			return nil, fmt.Errorf("asking WeChat: %w", err)
 		}
 		switch answer.Errcode {
@@ -80,7 +84,7 @@ func (s *shop) callbackIPs(ctx context.Context) ([]string, error) {
 
 // tokens hands out the access token of an account, for any number of goroutines.
 type tokens struct {
-	vault, vaultToken, account string
+	vault, vaultToken, namespace, mount, account string
 
 	mu        sync.Mutex // guards all below, and lets one goroutine ask Vault for all
 	token     string
@@ -113,8 +117,8 @@ func (t *tokens) get(ctx context.Context) (string, error) {
 }
 
 // rejected reports a token that WeChat rejected. If there is another one it
-// returns true; otherwise WeChat stands by the token, and the fault lies
-// elsewhere.
+// returns true; otherwise WeChat still accepts the token: the fault lies elsewhere,
+// or is over in half a minute, after which the call may be repeated once.
 func (t *tokens) rejected(ctx context.Context, token string) (changed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -138,7 +142,11 @@ func (t *tokens) ask(ctx context.Context, method, area string, body, data any) e
 	answer := struct {
 		Data any `json:"data"`
 	}{data}
-	if err := call(ctx, method, t.vault+"/v1/wechat/"+area+"/"+t.account, t.vaultToken, body, &answer); err != nil {
+	header := http.Header{"X-Vault-Token": {t.vaultToken}}
+	if t.namespace != "" {
+		header.Set("X-Vault-Namespace", t.namespace)
+	}
+	if err := call(ctx, method, t.vault+"/v1/"+t.mount+"/"+area+"/"+t.account, header, body, &answer); err != nil {
 		return fmt.Errorf("asking Vault: %w", err)
 	}
 	return nil
@@ -147,7 +155,7 @@ func (t *tokens) ask(ctx context.Context, method, area string, body, data any) e
 var client = &http.Client{Timeout: 10 * time.Second}
 
 // call sends a request with a JSON body, and reads the JSON answer.
-func call(ctx context.Context, method, address, vaultToken string, body, answer any) error {
+func call(ctx context.Context, method, address string, header http.Header, body, answer any) error {
 	var sent bytes.Buffer
 	if body != nil {
 		if err := json.NewEncoder(&sent).Encode(body); err != nil {
@@ -158,9 +166,7 @@ func call(ctx context.Context, method, address, vaultToken string, body, answer 
 	if err != nil {
 		return errors.New("the address is not a URL") // err would show it, and the token in it
 	}
-	if vaultToken != "" {
-		req.Header.Set("X-Vault-Token", vaultToken)
-	}
+	maps.Copy(req.Header, header)
 	resp, err := client.Do(req)
 	if err != nil {
 		return errors.Unwrap(err) // err would show the URL, and the token in it

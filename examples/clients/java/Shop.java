@@ -9,6 +9,7 @@ import java.net.http.HttpRequest.BodyPublishers;
 import java.net.http.HttpResponse;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
+import java.util.Map;
 import java.util.Set;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
@@ -17,8 +18,9 @@ import java.util.regex.Pattern;
  * Calls WeChat with a token from Vault, once for each line of its input: {@code
  * java Shop.java}, with a JDK 11 or later and nothing else.
  *
- * <p>The environment gives VAULT_ADDR, VAULT_TOKEN, the account's name as
- * WECHAT_ACCOUNT, and WECHAT_URL if that is not https://api.weixin.qq.com.
+ * <p>The environment gives VAULT_ADDR, VAULT_TOKEN and the account's name as
+ * WECHAT_ACCOUNT; where they differ from the default, VAULT_NAMESPACE (none),
+ * WECHAT_MOUNT (wechat) and WECHAT_URL (https://api.weixin.qq.com).
  */
 public final class Shop {
     private static final Set<String> REJECTED = Set.of("40001", "40014", "42001");
@@ -26,9 +28,14 @@ public final class Shop {
             HttpClient.newBuilder().connectTimeout(Duration.ofSeconds(10)).build();
 
     public static void main(String[] args) throws IOException, InterruptedException {
-        String wechat = System.getenv().getOrDefault("WECHAT_URL", "https://api.weixin.qq.com");
+        Map<String, String> env = System.getenv();
+        String wechat = env.getOrDefault("WECHAT_URL", "https://api.weixin.qq.com");
         Tokens tokens = new Tokens(
-                System.getenv("VAULT_ADDR"), System.getenv("VAULT_TOKEN"), System.getenv("WECHAT_ACCOUNT"));
+                env.get("VAULT_ADDR"),
+                env.get("VAULT_TOKEN"),
+                env.getOrDefault("VAULT_NAMESPACE", ""),
+                env.getOrDefault("WECHAT_MOUNT", "wechat"),
+                env.get("WECHAT_ACCOUNT"));
         BufferedReader lines = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
         while (lines.readLine() != null) {
             try {
@@ -62,13 +69,17 @@ public final class Shop {
     static final class Tokens {
         private final String vault;
         private final String vaultToken;
+        private final String namespace;
+        private final String mount;
         private final String account;
         private String token;
         private long readAgain = System.nanoTime();
 
-        Tokens(String vault, String vaultToken, String account) {
+        Tokens(String vault, String vaultToken, String namespace, String mount, String account) {
             this.vault = vault;
             this.vaultToken = vaultToken;
+            this.namespace = namespace;
+            this.mount = mount;
             this.account = account;
         }
 
@@ -96,7 +107,8 @@ public final class Shop {
 
         /**
          * Reports a token that WeChat rejected. If there is another one it returns
-         * true; otherwise WeChat stands by the token, and the fault lies elsewhere.
+         * true; otherwise WeChat still accepts the token: the fault lies elsewhere, or
+         * is over in half a minute, after which the call may be repeated once.
          */
         synchronized boolean rejected(String rejected) throws IOException, InterruptedException {
             if (!rejected.equals(token)) {
@@ -112,8 +124,11 @@ public final class Shop {
         }
 
         private String ask(String area, String body) throws IOException, InterruptedException {
-            HttpRequest.Builder request = HttpRequest.newBuilder(URI.create(vault + "/v1/wechat/" + area + "/" + account))
-                    .header("X-Vault-Token", vaultToken);
+            URI uri = URI.create(vault + "/v1/" + mount + "/" + area + "/" + account);
+            HttpRequest.Builder request = HttpRequest.newBuilder(uri).header("X-Vault-Token", vaultToken);
+            if (!namespace.isEmpty()) {
+                request.header("X-Vault-Namespace", namespace);
+            }
             if (body != null) {
                 request.POST(BodyPublishers.ofString(body));
             }

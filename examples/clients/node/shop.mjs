@@ -1,8 +1,9 @@
 // Calls WeChat with a token from Vault, once for each line of its input. Node 18
 // or later, without dependencies.
 //
-// The environment gives VAULT_ADDR, VAULT_TOKEN, the account's name as
-// WECHAT_ACCOUNT, and WECHAT_URL if that is not https://api.weixin.qq.com.
+// The environment gives VAULT_ADDR, VAULT_TOKEN and the account's name as
+// WECHAT_ACCOUNT; where they differ from the default, VAULT_NAMESPACE (none),
+// WECHAT_MOUNT (wechat) and WECHAT_URL (https://api.weixin.qq.com).
 import { createInterface } from "node:readline";
 
 const REJECTED = [40001, 40014, 42001];
@@ -10,15 +11,17 @@ const REJECTED = [40001, 40014, 42001];
 // Tokens hands out the access token of an account.
 class Tokens {
   #vault;
-  #vaultToken;
+  #headers;
+  #mount;
   #account;
   #token;
   #readAgain = 0;
   #reading; // the read that is under way: however many wait, Vault is asked once
 
-  constructor(vault, vaultToken, account) {
+  constructor({ vault, vaultToken, namespace, mount = "wechat", account }) {
     this.#vault = vault;
-    this.#vaultToken = vaultToken;
+    this.#headers = { "X-Vault-Token": vaultToken, ...(namespace && { "X-Vault-Namespace": namespace }) };
+    this.#mount = mount;
     this.#account = account;
   }
 
@@ -44,8 +47,9 @@ class Tokens {
   }
 
   // rejected reports a token that WeChat rejected. If there is another one it
-  // returns true; otherwise WeChat stands by the token, and the fault lies
-  // elsewhere.
+  // returns true; otherwise WeChat still accepts the token: the fault lies
+  // elsewhere, or is over in half a minute, after which the call may be repeated
+  // once.
   async rejected(token) {
     if (token !== this.#token) return true; // another call was here before
     const { changed } = await this.#ask("refresh", { rejected_token: token });
@@ -55,8 +59,8 @@ class Tokens {
 
   async #ask(area, body) {
     try {
-      const url = `${this.#vault}/v1/wechat/${area}/${this.#account}`;
-      return (await call(url, { "X-Vault-Token": this.#vaultToken }, body)).data;
+      const url = `${this.#vault}/v1/${this.#mount}/${area}/${this.#account}`;
+      return (await call(url, this.#headers, body)).data;
     } catch (error) {
       throw new Error(`Vault: ${error.message}`);
     }
@@ -90,11 +94,18 @@ async function callbackIPs(wechat, tokens) {
   }
 }
 
-const { VAULT_ADDR, VAULT_TOKEN, WECHAT_ACCOUNT, WECHAT_URL = "https://api.weixin.qq.com" } = process.env;
-const tokens = new Tokens(VAULT_ADDR, VAULT_TOKEN, WECHAT_ACCOUNT);
+const { env } = process;
+const wechat = env.WECHAT_URL ?? "https://api.weixin.qq.com";
+const tokens = new Tokens({
+  vault: env.VAULT_ADDR,
+  vaultToken: env.VAULT_TOKEN,
+  namespace: env.VAULT_NAMESPACE,
+  mount: env.WECHAT_MOUNT,
+  account: env.WECHAT_ACCOUNT,
+});
 for await (const _ of createInterface({ input: process.stdin })) {
   try {
-    console.log(`ok: ${(await callbackIPs(WECHAT_URL, tokens)).length} addresses`);
+    console.log(`ok: ${(await callbackIPs(wechat, tokens)).length} addresses`);
   } catch (error) {
     console.log(`failed: ${error.message}`);
   }

@@ -3,8 +3,9 @@
 // Calls WeChat with a token from Vault, once for each line of its input. PHP 8.1
 // or later, with its curl extension.
 //
-// The environment gives VAULT_ADDR, VAULT_TOKEN, the account's name as
-// WECHAT_ACCOUNT, and WECHAT_URL if that is not https://api.weixin.qq.com.
+// The environment gives VAULT_ADDR, VAULT_TOKEN and the account's name as
+// WECHAT_ACCOUNT; where they differ from the default, VAULT_NAMESPACE (none),
+// WECHAT_MOUNT (wechat) and WECHAT_URL (https://api.weixin.qq.com).
 
 declare(strict_types=1);
 
@@ -26,6 +27,8 @@ final class Tokens
         private readonly string $vault,
         private readonly string $vaultToken,
         private readonly string $account,
+        private readonly string $mount = 'wechat',
+        private readonly string $namespace = '',
     ) {
     }
 
@@ -52,7 +55,8 @@ final class Tokens
 
     /**
      * Reports a token that WeChat rejected. If there is another one it returns
-     * true; otherwise WeChat stands by the token, and the fault lies elsewhere.
+     * true; otherwise WeChat still accepts the token: the fault lies elsewhere, or
+     * is over in half a minute, after which the call may be repeated once.
      */
     public function rejected(string $token): bool
     {
@@ -66,8 +70,12 @@ final class Tokens
     private function ask(string $area, ?array $body = null): array
     {
         try {
-            $url = "{$this->vault}/v1/wechat/{$area}/{$this->account}";
-            return call($url, ["X-Vault-Token: {$this->vaultToken}"], $body)['data'];
+            $url = "{$this->vault}/v1/{$this->mount}/{$area}/{$this->account}";
+            $headers = ["X-Vault-Token: {$this->vaultToken}"];
+            if ($this->namespace !== '') {
+                $headers[] = "X-Vault-Namespace: {$this->namespace}";
+            }
+            return call($url, $headers, $body)['data'];
         } catch (RuntimeException $failure) {
             throw new RuntimeException('Vault: ' . $failure->getMessage());
         }
@@ -130,7 +138,13 @@ function callbackIPs(string $wechat, Tokens $tokens): array
 }
 
 $wechat = getenv('WECHAT_URL') ?: 'https://api.weixin.qq.com';
-$tokens = new Tokens(getenv('VAULT_ADDR'), getenv('VAULT_TOKEN'), getenv('WECHAT_ACCOUNT'));
+$tokens = new Tokens(
+    getenv('VAULT_ADDR'),
+    getenv('VAULT_TOKEN'),
+    getenv('WECHAT_ACCOUNT'),
+    getenv('WECHAT_MOUNT') ?: 'wechat',
+    getenv('VAULT_NAMESPACE') ?: '',
+);
 while (fgets(STDIN) !== false) {
     try {
         echo 'ok: ' . count(callbackIPs($wechat, $tokens)) . " addresses\n";

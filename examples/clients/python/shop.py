@@ -1,7 +1,8 @@
 """Calls WeChat with a token from Vault, once for each line of its input.
 
-The environment gives VAULT_ADDR, VAULT_TOKEN, the account's name as
-WECHAT_ACCOUNT, and WECHAT_URL if that is not https://api.weixin.qq.com.
+The environment gives VAULT_ADDR, VAULT_TOKEN and the account's name as
+WECHAT_ACCOUNT; where they differ from the default, VAULT_NAMESPACE (none),
+WECHAT_MOUNT (wechat) and WECHAT_URL (https://api.weixin.qq.com).
 """
 
 import json
@@ -23,8 +24,11 @@ class Failure(Exception):
 class Tokens:
     """Hands out the access token of an account, for any number of threads."""
 
-    def __init__(self, vault, vault_token, account):
-        self._vault, self._vault_token, self._account = vault, vault_token, account
+    def __init__(self, vault, vault_token, account, mount="wechat", namespace=None):
+        self._vault, self._mount, self._account = vault, mount, account
+        self._headers = {"X-Vault-Token": vault_token}
+        if namespace:
+            self._headers["X-Vault-Namespace"] = namespace
         self._lock = threading.Lock()  # lets one thread ask Vault for all
         self._token = None
         self._read_again = 0.0
@@ -50,8 +54,9 @@ class Tokens:
     def rejected(self, token):
         """Reports a token that WeChat rejected.
 
-        Returns True if there is another one. Otherwise WeChat stands by the
-        token, and the fault lies elsewhere.
+        Returns True if there is another one. Otherwise WeChat still accepts the
+        token: the fault lies elsewhere, or is over in half a minute, after which
+        the call may be repeated once.
         """
         with self._lock:
             if token != self._token:
@@ -63,17 +68,16 @@ class Tokens:
 
     def _ask(self, area, body=None):
         try:
-            answer = call(f"{self._vault}/v1/wechat/{area}/{self._account}", self._vault_token, body)
-            return answer["data"]
+            url = f"{self._vault}/v1/{self._mount}/{area}/{self._account}"
+            return call(url, self._headers, body)["data"]
         except Failure as failure:
             raise Failure(f"Vault: {failure}") from None
 
 
-def call(url, vault_token=None, body=None):
+def call(url, headers=None, body=None):
     """Sends a request, with a JSON body if there is one, and returns the JSON answer."""
-    request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode())
-    if vault_token:
-        request.add_header("X-Vault-Token", vault_token)
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers=headers or {})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
@@ -101,8 +105,15 @@ def callback_ips(wechat, tokens):
 
 
 def main():
-    wechat = os.environ.get("WECHAT_URL", "https://api.weixin.qq.com")
-    tokens = Tokens(os.environ["VAULT_ADDR"], os.environ["VAULT_TOKEN"], os.environ["WECHAT_ACCOUNT"])
+    env = os.environ
+    wechat = env.get("WECHAT_URL", "https://api.weixin.qq.com")
+    tokens = Tokens(
+        env["VAULT_ADDR"],
+        env["VAULT_TOKEN"],
+        env["WECHAT_ACCOUNT"],
+        env.get("WECHAT_MOUNT", "wechat"),
+        env.get("VAULT_NAMESPACE"),
+    )
     for _ in sys.stdin:
         try:
             print("ok:", len(callback_ips(wechat, tokens)), "addresses", flush=True)

@@ -1,0 +1,6 @@
+package org.springframework.beans.factory.annotation;
+
+/** Stands in for Spring's. */
+public @interface Value {
+    String value();
+}

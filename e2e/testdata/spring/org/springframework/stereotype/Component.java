@@ -1,0 +1,4 @@
+package org.springframework.stereotype;
+
+/** Stands in for Spring's. */
+public @interface Component {}

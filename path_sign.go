@@ -1,0 +1,177 @@
+package wechat
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha1" //nolint:gosec // WeChat's signature is one
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const signPrefix = "sign/"
+
+// maxPageURL is the longest address of a page that is signed, in bytes, its fragment
+// aside.
+const maxPageURL = 2 << 10
+
+func (b *backend) signPaths() []*framework.Path {
+	operation := func(verb string) *framework.PathOperation {
+		return &framework.PathOperation{
+			Callback:     b.signPath,
+			Summary:      "Sign a page for WeChat's JS-SDK.",
+			DisplayAttrs: &framework.DisplayAttributes{OperationVerb: verb, OperationSuffix: "page"},
+			Responses: map[int][]framework.Response{http.StatusOK: {{Description: "What wx.config wants", Fields: map[string]*framework.FieldSchema{
+				"appid":     {Type: framework.TypeString, Description: "The account's AppID: appId of wx.config.", Required: true},
+				"timestamp": {Type: framework.TypeInt64, Description: "Seconds of Unix time: timestamp of wx.config.", Required: true},
+				"noncestr":  {Type: framework.TypeString, Description: "A random text: nonceStr of wx.config.", Required: true},
+				"signature": {Type: framework.TypeString, Description: "signature of wx.config.", Required: true},
+				"url":       {Type: framework.TypeString, Description: "The address that was signed.", Required: true},
+			}}}},
+		}
+	}
+	return b.paths(accountPath{
+		prefix:      signPrefix,
+		synopsis:    "A signature of a page, for WeChat's JS-SDK.",
+		description: signHelp,
+		fields: map[string]*framework.FieldSchema{
+			"url": {
+				Type:        framework.TypeString,
+				Required:    true,
+				Query:       true,
+				Description: "The page's address as the browser shows it, http or https. A fragment is cut off, nothing else is changed.",
+			},
+		},
+		operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation:   operation("read-signature-of"),
+			logical.UpdateOperation: operation("sign"),
+		},
+	})
+}
+
+// signedRead reports whether the request is a read of a signature as pages' servers
+// send it, and of which account and page.
+func signedRead(req *logical.Request) (name, page string, ok bool) {
+	if req.Operation != logical.ReadOperation || len(req.Data) != 1 {
+		return "", "", false
+	}
+	name, ok = strings.CutPrefix(req.Path, signPrefix)
+	if !ok || name == "" {
+		return "", "", false
+	}
+	page, ok = req.Data["url"].(string)
+	return name, page, ok
+}
+
+func (b *backend) signPath(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	if namesUnknown(data) {
+		// An address whose & was not escaped arrives cut off, and its signature would be
+		// good for nothing, which only the user's browser says.
+		return logical.ErrorResponse("sign/ takes the parameter url alone: percent-encode its value, & as %26"), nil
+	}
+	return b.sign(ctx, req, data.Get("name").(string), data.Get("url").(string))
+}
+
+// sign answers a request of sign/name, be name and page valid or not.
+func (b *backend) sign(ctx context.Context, req *logical.Request, name, page string) (*logical.Response, error) {
+	if !b.keeper.writable() { // as onActive has it, which reads pass by
+		return nil, logical.ErrReadOnly
+	}
+	if b.keeper.lookup(name) == nil { // what is in memory has passed the check
+		if err := checkName(name); err != nil {
+			return logical.ErrorResponse(err.Error()), nil
+		}
+	}
+	page, _, _ = strings.Cut(page, "#")
+	if err := checkPage(page); err != nil {
+		return logical.ErrorResponse(err.Error()), nil
+	}
+	ts, st, now, err := b.keeper.ticket(ctx, req.Storage, name, jsapiTicket)
+	if err != nil {
+		return failureResponse(fmt.Sprintf("no signature for account %q", name), err)
+	}
+	if st == nil {
+		return unknownAccount(req, name), nil
+	}
+	nonce := rand.Text()
+	resp := &logical.Response{Data: map[string]any{
+		"appid":     st.appID,
+		"timestamp": now.Unix(),
+		"noncestr":  nonce,
+		"signature": signature(ts.ticket.Ticket, nonce, now.Unix(), page),
+		"url":       page,
+	}}
+	ts.warn(resp)
+	return resp, nil
+}
+
+// signature is what WeChat's JS-SDK checks: the values go into it as they are.
+func signature(ticket, nonce string, timestamp int64, page string) string {
+	text := make([]byte, 0, 512)
+	text = append(text, "jsapi_ticket="...)
+	text = append(text, ticket...)
+	text = append(text, "&noncestr="...)
+	text = append(text, nonce...)
+	text = append(text, "&timestamp="...)
+	text = strconv.AppendInt(text, timestamp, 10)
+	text = append(text, "&url="...)
+	text = append(text, page...)
+	sum := sha1.Sum(text) //nolint:gosec // see above
+	return hex.EncodeToString(sum[:])
+}
+
+// checkPage says why page, which has no fragment, is not the address of one, or
+// returns nil. It looks at as little as it can: browsers take addresses that no parser
+// of URLs does, and WeChat signs what the browser shows.
+func checkPage(page string) error {
+	switch {
+	case page == "":
+		return errors.New("url is required: the page's address as the browser shows it")
+	case len(page) > maxPageURL:
+		return fmt.Errorf("url is longer than %d bytes without its fragment", maxPageURL)
+	case !utf8.ValidString(page) || strings.ContainsFunc(page, unicode.IsControl):
+		return errors.New("url holds a control character or is not UTF-8: check for a line end at its end")
+	}
+	scheme, rest, found := strings.Cut(page, "://")
+	if !found || !strings.EqualFold(scheme, "https") && !strings.EqualFold(scheme, "http") {
+		return errors.New("url must begin with http:// or https://")
+	}
+	host := rest
+	if end := strings.IndexAny(rest, "/?"); end >= 0 {
+		host = rest[:end]
+	}
+	host = host[strings.LastIndexByte(host, '@')+1:]
+	if host == "" || host[0] == ':' || strings.ContainsFunc(host, unicode.IsSpace) {
+		return errors.New("url has no host: write the page's whole address as the browser shows it")
+	}
+	return nil
+}
+
+const signHelp = `
+Reading sign/<name> with the parameter "url", or writing it, returns what a page
+gives to wx.config:
+
+    $ vault read wechat/sign/myapp url=https://shop.example.com/item?id=7
+
+"url" is the page's address as the browser shows it: location.href. A fragment is
+cut off, nothing else is changed. In an HTTP query it has to be percent-encoded.
+
+The signature is made with the account's jsapi ticket, which does not leave Vault.
+It comes from Vault's memory: WeChat is asked at the first use, and then every ten
+minutes by the background, as long as there is a signature in two hours. While
+WeChat fails, the last ticket signs on, with a warning, for up to two hours after
+WeChat last confirmed it.
+
+A wrong signature shows only in the user's browser: check there that the address
+that was signed ("url" in the answer) is the page's.
+
+An unknown name is answered 400.
+`

@@ -1,0 +1,20 @@
+#!/bin/sh
+# build.sh VERSION FILE
+#
+# Builds the plugin to FILE, for GOOS and GOARCH of the environment: static, and for
+# one version of Go and of the source the same bytes for everybody. So nothing else
+# that may be set for other builds has a say, and neither folders nor the state of
+# version control get into the program.
+set -eu
+version=$1
+case $2 in
+/*) file=$2 ;;
+*) file=$PWD/$2 ;;
+esac
+cd "$(dirname "$0")/.."
+
+# Each default of Go's: a variable set here overrides `go env -w` too.
+export GOFLAGS= GOEXPERIMENT= GOFIPS140=off GOWORK=off GOAMD64=v1 GOARM64=v8.0 CGO_ENABLED=0
+exec go build -trimpath -buildvcs=false \
+	-ldflags "-s -w -X github.com/vault-wechat/vault-plugin-secrets-wechat.Version=$version" \
+	-o "$file" ./cmd/vault-plugin-secrets-wechat

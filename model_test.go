@@ -752,7 +752,7 @@ func (x *model) checkAvailable(n *modelAccount, before snapshot, now time.Time) 
 		return
 	}
 	for _, c := range x.calls {
-		if c.forced && c.group == n.group() && (c.over.IsZero() || !c.over.Before(before.heldAt)) {
+		if c.forced && c.group == n.group() && (c.over.IsZero() || !c.over.Before(before.began) || c.outcome != callRefused && !c.over.Before(before.heldAt)) {
 			return
 		}
 	}
@@ -884,7 +884,6 @@ func (x *model) rotate(n *modelAccount, revoke bool) {
 	} else {
 		n.rotations++
 	}
-	x.disturbGroup(n)
 	from := time.Time{}
 	for _, c := range x.calls {
 		if c.name == n.name && c.outcome == callAnswered && c.over.Before(time.Now()) {
@@ -900,20 +899,10 @@ func (x *model) rotate(n *modelAccount, revoke bool) {
 	resp, err := x.request(logical.UpdateOperation, "rotate/"+n.name, data)
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.disturbGroup(n)
 	x.noteLocked("rotate %s revoke %t since %s: %v %v", n.name, revoke, before.began.Format("05.000"), err, resp != nil && len(resp.Warnings) > 0)
 	pending := err == nil || strings.Contains(err.Error(), "the revocation goes on")
 	if revoke && pending && x.settled(n, before) && n.exists && len(x.jumps) == before.jumps && before.instance == x.instance {
 		n.revoking, n.revokedFrom = true, from
-	}
-}
-
-// disturbGroup notes that a token may be taken away. x.mu is held.
-func (x *model) disturbGroup(n *modelAccount) {
-	for _, other := range x.accounts {
-		if other == n || other.appid == n.appid {
-			other.disturbed++
-		}
 	}
 }
 

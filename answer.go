@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -279,7 +280,7 @@ func refusal(a api, errcode int, fields envelope, known []string) *problem {
 	p := &problem{errcode: errcode, hadNoEffect: errcode != -1}
 	for _, field := range secretFields {
 		if value, _ := fields.text(field); value != "" {
-			known = append(known[:len(known):len(known)], value)
+			known = append(slices.Clip(known), value)
 			// An errcode and a token: it is not certain what WeChat did.
 			p.hadNoEffect = false
 		}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -43,6 +44,10 @@ const (
 type appid struct {
 	key string // of its history in storage
 
+	// olderKey is where version 0.1.0-dev stored the history, which did not tell
+	// upstreams apart; "" if it is the same. The first member to join sets it.
+	olderKey string
+
 	// epoch is what a token must name to be handed out. It is written under mu, and
 	// read without.
 	epoch atomic.Int64
@@ -54,9 +59,9 @@ type appid struct {
 	// stale counts the changes that other nodes made to the history in storage.
 	stale atomic.Uint64
 
-	// storing is held while the history is read from storage or written there. It is
-	// taken before mu.
-	storing sync.Mutex
+	// storing is held while the history is read from storage or written there, which
+	// may take long: whoever waits for it may give up. It is taken before mu.
+	storing *semaphore.Weighted
 
 	mu       sync.Mutex // guards what follows; held for moments, never across storage or a call
 	loaded   bool       // the history was read from storage since it was stale
@@ -90,6 +95,9 @@ type history struct {
 	// common, whatever is undone, lost or written late. It is 0 before the first.
 	Epoch int64 `json:"epoch"`
 
+	// ByUpstream is set in what is stored since upstreams are told apart.
+	ByUpstream bool `json:"by_upstream"`
+
 	// Forced holds the calls of the last 24 hours that took effect or may have, in
 	// the order in which they were begun.
 	Forced []forcedCall `json:"forced"`
@@ -120,17 +128,22 @@ func newEpoch() int64 {
 // historyKey is where the history of an appid at an upstream is stored. At WeChat
 // itself it is named by the appid alone.
 func historyKey(cfg *config) string {
-	key := rotationPrefix + url.PathEscape(cfg.AppID)
+	key := olderHistoryKey(cfg)
 	if cfg.BaseURL != defaultBaseURL || cfg.CAPEM != "" {
 		sum := sha256.Sum256([]byte(cfg.BaseURL + "\x00" + cfg.CAPEM))
 		key += "/" + hex.EncodeToString(sum[:16])
 	}
-	return storageKey(key, "")
+	return key
+}
+
+// olderHistoryKey is where version 0.1.0-dev stored it.
+func olderHistoryKey(cfg *config) string {
+	return storageKey(rotationPrefix+url.PathEscape(cfg.AppID), "")
 }
 
 // pruned returns the history without what is older than a day.
 func (h history) pruned(now time.Time) history {
-	h.Version = schemaVersion
+	h.Version, h.ByUpstream = schemaVersion, true
 	h.Forced = slices.DeleteFunc(slices.Clone(h.Forced), func(f forcedCall) bool {
 		return now.Sub(f.At).Abs() >= day // a day ahead is of a clock that was wrong altogether
 	})
@@ -172,6 +185,10 @@ func (h history) limited(wait time.Duration) *problem {
 	}
 }
 
+func newAppid(key string) *appid {
+	return &appid{key: key, storing: semaphore.NewWeighted(1)}
+}
+
 // appids are the appids of a mount that have an account in memory.
 type appids struct {
 	mu  sync.Mutex // taken before appid.mu
@@ -181,16 +198,20 @@ type appids struct {
 // join returns the appid of a configuration, of which the account of this name is a
 // member from now on. leave has to follow.
 func (all *appids) join(cfg *config, name string, wake func()) *appid {
-	return all.enter(historyKey(cfg), name, wake)
+	key, older := historyKey(cfg), olderHistoryKey(cfg)
+	if key == older {
+		older = ""
+	}
+	return all.enter(key, older, name, wake)
 }
 
-// enter is join for who knows the key.
-func (all *appids) enter(key, name string, wake func()) *appid {
+// enter is join for who knows the keys.
+func (all *appids) enter(key, olderKey, name string, wake func()) *appid {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	ap := all.all[key]
 	if ap == nil {
-		ap = &appid{key: key}
+		ap = newAppid(key)
 		if all.all == nil {
 			all.all = make(map[string]*appid)
 		}
@@ -198,6 +219,9 @@ func (all *appids) enter(key, name string, wake func()) *appid {
 	}
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
+	if olderKey != "" && ap.olderKey == "" {
+		ap.olderKey = olderKey
+	}
 	ap.remove(name)
 	ap.members = append(ap.members, member{name, wake})
 	return ap
@@ -231,11 +255,13 @@ func (all *appids) find(key string) *appid {
 // sweep removes the history at key from storage if no account in memory has its appid
 // and nothing in it is younger than a day.
 func (all *appids) sweep(ctx context.Context, s logical.Storage, key string) error {
-	ap := all.enter(key, sweeper, func() {})
+	ap := all.enter(key, "", sweeper, func() {})
 	defer all.leave(ap, sweeper)
 	// Whoever joins meanwhile waits for this lock, and then finds what is left.
-	ap.storing.Lock()
-	defer ap.storing.Unlock()
+	if err := ap.storing.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer ap.storing.Release(1)
 	if len(ap.others(sweeper)) > 0 {
 		return nil
 	}
@@ -273,16 +299,22 @@ func (ap *appid) wakeAll() {
 
 // load reads the history from storage, unless it is in memory.
 func (ap *appid) load(ctx context.Context, s logical.Storage) error {
-	ap.storing.Lock()
-	defer ap.storing.Unlock()
+	if err := ap.storing.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer ap.storing.Release(1)
 	ap.mu.Lock()
 	done := ap.loaded
 	ap.mu.Unlock()
 	if done {
 		return nil
 	}
-	var h history
-	if _, err := readEntry(ctx, s, ap.key, &h); err != nil {
+	var h, older history
+	found, err := readEntry(ctx, s, ap.key, &h)
+	if err == nil && !found && ap.olderKey != "" {
+		_, err = readEntry(ctx, s, ap.olderKey, &older)
+	}
+	if err != nil {
 		return err
 	}
 	ap.mu.Lock()
@@ -290,6 +322,9 @@ func (ap *appid) load(ctx context.Context, s logical.Storage) error {
 	ap.loaded = true
 	if ap.unstored {
 		return nil // what was noticed here since counts for more
+	}
+	if older.Version != 0 && !older.ByUpstream {
+		h, ap.unstored = older, true // from now on it is this upstream's own
 	}
 	ap.history = h
 	if ap.epoch.Load() != h.Epoch {
@@ -330,8 +365,10 @@ func (ap *appid) clockSetBack(now time.Time) {
 
 // save writes the history to storage if the stored one is older.
 func (ap *appid) save(ctx context.Context, s logical.Storage) error {
-	ap.storing.Lock()
-	defer ap.storing.Unlock()
+	if err := ap.storing.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer ap.storing.Release(1)
 	ap.mu.Lock()
 	h, changes, unstored := ap.history.pruned(wallClock()), ap.answers, ap.unstored
 	ap.mu.Unlock()
@@ -481,8 +518,10 @@ type force struct {
 //
 // The error is a *problem if a limit forbids the call.
 func (ap *appid) announce(ctx context.Context, s logical.Storage, epoch int64, timeout time.Duration) (*force, error) {
-	ap.storing.Lock()
-	defer ap.storing.Unlock()
+	if err := ap.storing.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer ap.storing.Release(1)
 	begun := wallClock()
 	ap.mu.Lock()
 	h := ap.history.pruned(begun)

@@ -3,6 +3,7 @@ package wechat
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -46,29 +47,44 @@ func TestACodeBecomesAnOpenID(t *testing.T) {
 		want     func(code wechatsim.Code) map[string]any // nil for what is random
 	}{
 		"a mini program": {
-			wechatsim.Account{}, "code2session/demo", wechatsim.Code{}, nil,
+			wechatsim.Account{},
+			"code2session/demo",
+			wechatsim.Code{},
+			nil,
 			func(code wechatsim.Code) map[string]any { return map[string]any{"openid": code.OpenID, "unionid": nil} },
 		},
 		"a mini program that is bound": {
-			wechatsim.Account{Bound: true}, "code2session/demo", wechatsim.Code{}, map[string]any{"include_session_key": false},
+			wechatsim.Account{Bound: true},
+			"code2session/demo",
+			wechatsim.Code{},
+			map[string]any{"include_session_key": false},
 			func(code wechatsim.Code) map[string]any {
 				return map[string]any{"openid": code.OpenID, "unionid": code.UnionID}
 			},
 		},
 		"a mini program with its session key": {
-			wechatsim.Account{}, "code2session/demo", wechatsim.Code{}, map[string]any{"include_session_key": true},
+			wechatsim.Account{},
+			"code2session/demo",
+			wechatsim.Code{},
+			map[string]any{"include_session_key": true},
 			func(code wechatsim.Code) map[string]any {
 				return map[string]any{"openid": code.OpenID, "unionid": nil, "session_key": nil}
 			},
 		},
 		"a web login": {
-			wechatsim.Account{}, "oauth2/demo", wechatsim.Code{API: wechatsim.APIOAuth2}, nil,
+			wechatsim.Account{},
+			"oauth2/demo",
+			wechatsim.Code{API: wechatsim.APIOAuth2},
+			nil,
 			func(code wechatsim.Code) map[string]any {
 				return map[string]any{"openid": code.OpenID, "unionid": nil, "scope": "snsapi_base", "access_token": nil, "refresh_token": nil, "expires_in": int64(7200), "is_snapshotuser": nil}
 			},
 		},
 		"a web login in snapshot mode, with the user's consent": {
-			wechatsim.Account{}, "oauth2/demo", wechatsim.Code{API: wechatsim.APIOAuth2, Scope: "snsapi_userinfo", Snapshot: true}, nil,
+			wechatsim.Account{},
+			"oauth2/demo",
+			wechatsim.Code{API: wechatsim.APIOAuth2, Scope: "snsapi_userinfo", Snapshot: true},
+			nil,
 			func(code wechatsim.Code) map[string]any {
 				return map[string]any{"openid": code.OpenID, "unionid": code.UnionID, "scope": "snsapi_userinfo", "access_token": nil, "refresh_token": nil, "expires_in": int64(7200), "is_snapshotuser": int64(1)}
 			},
@@ -82,9 +98,7 @@ func TestACodeBecomesAnOpenID(t *testing.T) {
 				if strings.HasPrefix(c.path, "oauth2") {
 					data = map[string]any{"code": code.Code}
 				}
-				for field, value := range c.data {
-					data[field] = value
-				}
+				maps.Copy(data, c.data)
 				m.changesNothing(0, func() {
 					got := m.ok(logical.UpdateOperation, c.path, data).Data
 					want := c.want(code)
@@ -575,8 +589,20 @@ func TestNothingOfALoginIsShownOrLogged(t *testing.T) {
 		m.write("demo", nil)
 		var secrets []string
 		for _, fault := range []wechatsim.Fault{
-			{Kind: "echo"}, {Kind: "echo", Status: 403}, {Kind: "echo", Status: 502}, {Kind: "redirect"}, {Kind: "hang"}, {Kind: "lost"}, {Kind: "truncate"},
-			{Kind: "oversize"}, {Kind: "notjson"}, {Kind: "field", Field: "openid", Value: `"with blank"`}, {Kind: "drip"}, {Kind: "headers"}, {Kind: "gzip"}, {Kind: "sametoken"},
+			{Kind: "echo"},
+			{Kind: "echo", Status: 403},
+			{Kind: "echo", Status: 502},
+			{Kind: "redirect"},
+			{Kind: "hang"},
+			{Kind: "lost"},
+			{Kind: "truncate"},
+			{Kind: "oversize"},
+			{Kind: "notjson"},
+			{Kind: "field", Field: "openid", Value: `"with blank"`},
+			{Kind: "drip"},
+			{Kind: "headers"},
+			{Kind: "gzip"},
+			{Kind: "sametoken"},
 		} {
 			for _, request := range []struct{ api, path, field string }{{wechatsim.APICode2Session, "code2session/demo", "js_code"}, {wechatsim.APIOAuth2, "oauth2/demo", "code"}} {
 				code := m.sim.Mint(testAppID, wechatsim.Code{API: request.api}).Code

@@ -567,6 +567,36 @@ func TestAReportOfATokenThatIsNotKnownIsAnsweredByWeChat(t *testing.T) {
 	}
 }
 
+func TestAReportIsNotAnsweredByTheRejectedTokenItself(t *testing.T) {
+	for name, forget := range map[string]func(m *mount){
+		"a restart that knows no token": func(m *mount) {
+			m.storage.failing(writesFail) // it is served from memory
+			m.read("demo")
+			m.reopen()
+			m.storage.failing(nil)
+		},
+		"a twin had it before": func(m *mount) {
+			m.write("demo", map[string]any{"secret": testSecret})
+			time.Sleep(minCallInterval)
+			m.sim.ForceOutside(testAppID)
+			m.sim.Inject(wechatsim.Fault{Kind: "reset", Times: 1}) // of the demo's comparison
+			m.refused(logical.UpdateOperation, "refresh/demo", nil)
+			m.write("twin", nil)
+			time.Sleep(minCallInterval)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", map[string]any{"verify": false})
+				forget(m)
+				rejected := m.sim.Current(testAppID)
+				require.Equal(t, false, m.refresh(rejected)["changed"], "the application would read the same token again")
+				require.Equal(t, rejected, m.read("demo")["access_token"])
+			})
+		})
+	}
+}
+
 func TestReportsThatWeChatDoesNotConfirmLeaveATrace(t *testing.T) {
 	const words = "WeChat still accepts a token that an application reported as rejected"
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {

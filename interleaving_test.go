@@ -432,7 +432,7 @@ func TestATwinsForcedRefreshDoesNotMakeAFailingAccountForgotten(t *testing.T) {
 
 func TestAClockThatStepsBackDuringAForcedCallLosesNoCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ap, s := &appid{key: "rotation/wx"}, newFaultyStorage()
+		ap, s := newAppid("rotation/wx"), newFaultyStorage()
 		now := wallClock()
 		ap.history.Forced = []forcedCall{{At: now.Add(-time.Hour), Epoch: 1}}
 		f, err := ap.announce(t.Context(), s, 2, maxRequestTimeout)

@@ -15,7 +15,7 @@ import (
 // after a start, to name those that share its appid.
 const twinsTimeout = 5 * time.Second
 
-// configFields are the fields of an account, README's table in code.
+// configFields are the fields of an account, the table of docs/reference.md in code.
 var configFields = map[string]*framework.FieldSchema{
 	"appid": {
 		Type:         framework.TypeString,

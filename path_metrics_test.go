@@ -15,7 +15,7 @@ import (
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
+	prommodel "github.com/prometheus/common/model"
 	"github.com/stretchr/testify/require"
 
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
@@ -33,7 +33,7 @@ func metricsText(tb testing.TB, b *backend, s logical.Storage) string {
 // metricValues are the values of metrics, by name and labels as they are sent.
 func metricValues(tb testing.TB, text string) map[string]float64 {
 	tb.Helper()
-	parser := expfmt.NewTextParser(model.LegacyValidation)
+	parser := expfmt.NewTextParser(prommodel.LegacyValidation)
 	_, err := parser.TextToMetricFamilies(strings.NewReader(text))
 	require.NoError(tb, err)
 	values := map[string]float64{}

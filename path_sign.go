@@ -138,7 +138,7 @@ func checkPage(page string) error {
 		return errors.New("url is required: the page's address as the browser shows it")
 	case len(page) > maxPageURL:
 		return fmt.Errorf("url is longer than %d bytes without its fragment", maxPageURL)
-	case !utf8.ValidString(page) || strings.ContainsFunc(page, unicode.IsControl):
+	case !isText(page):
 		return errors.New("url holds a control character or is not UTF-8: check for a line end at its end")
 	}
 	scheme, rest, found := strings.Cut(page, "://")
@@ -154,6 +154,19 @@ func checkPage(page string) error {
 		return errors.New("url has no host: write the page's whole address as the browser shows it")
 	}
 	return nil
+}
+
+// isText reports whether s is UTF-8 without control characters.
+func isText(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c < ' ' || c == 0x7f:
+			return false
+		case c >= utf8.RuneSelf: // which is rare
+			return utf8.ValidString(s) && !strings.ContainsFunc(s[i:], unicode.IsControl)
+		}
+	}
+	return true
 }
 
 const signHelp = `

@@ -119,7 +119,7 @@ func asForcing(err error) error {
 // report answers an application that WeChat told its token is not valid. rejected
 // is that token, or empty for the current one. It asks WeChat at most once in
 // minCallInterval, and never by force. changed tells whether the account's token is
-// another one than when the request came. The state is nil if the account is not
+// another one than when the request came, and than the rejected one. The state is nil if the account is not
 // configured.
 func (k *keeper) report(ctx context.Context, s logical.Storage, name, rejected string) (st *state, changed bool, err error) {
 	rejected = strings.TrimSpace(rejected) // a line end that came with it makes no other token of it
@@ -152,7 +152,7 @@ func (a *account) report(ctx context.Context, s logical.Storage, st, before *sta
 	}
 	now := wallClock()
 	switch {
-	case st.usable(now) && (st.wasEarlier(rejected) || !st.sameToken(before)):
+	case st.usable(now) && st.isAnother(before, rejected):
 		return st, true, nil
 	case st.waits(now), st.failure.recent(now):
 		return nil, false, st.failure.problem
@@ -170,7 +170,7 @@ func (a *account) report(ctx context.Context, s logical.Storage, st, before *sta
 			return nil, false, errTooSlow
 		}
 	}
-	if !st.sameToken(before) || st.wasEarlier(rejected) {
+	if st.isAnother(before, rejected) {
 		return st, true, nil
 	}
 	if rejected == "" || st.isCurrent(rejected) {

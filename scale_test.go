@@ -492,3 +492,33 @@ func BenchmarkParseAnswer(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkSign signs a page with a cached ticket, and BenchmarkTokenRead reads the
+// token of the same account: a page's signature is to cost no more.
+func BenchmarkSign(b *testing.B) {
+	benchmarkHit(b, signPrefix, map[string]any{"url": testPage})
+}
+
+func BenchmarkTokenRead(b *testing.B) { benchmarkHit(b, tokenPrefix, nil) }
+
+func benchmarkHit(b *testing.B, prefix string, data map[string]any) {
+	f, s := fleet(10_000), &gatedStorage{gate: make(chan struct{})}
+	close(s.gate)
+	f.store(b, s, 2*time.Hour)
+	const i = 1234
+	kept := ticketFrom(strings.Repeat("t", 86), wallClock(), fmt.Sprintf("%026d", i), nil)
+	require.NoError(b, writeEntry(b.Context(), s, ticketKey(jsapiTicket, f.name(i)), kept))
+	mounted := bareMount(b, s)
+	require.NoError(b, mounted.Initialize(b.Context(), &logical.InitializationRequest{Storage: s}))
+	<-mounted.keeper.loaded
+	answer(b, mounted, s, logical.ReadOperation, prefix+f.name(i), data)
+	before := s.ops.Load()
+	b.ReportAllocs()
+	for b.Loop() {
+		req := &logical.Request{Operation: logical.ReadOperation, Path: prefix + f.name(i), Data: data, Storage: s}
+		if _, err := mounted.HandleRequest(b.Context(), req); err != nil {
+			b.Fatal(err)
+		}
+	}
+	require.Equal(b, before, s.ops.Load(), "a hit costs no operation of storage")
+}

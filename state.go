@@ -384,6 +384,13 @@ func (st *state) sameToken(other *state) bool {
 	return st != nil && other.token != nil && st.isCurrent(other.token.AccessToken)
 }
 
+// isAnother reports whether somebody to whom WeChat rejected a token, which may be
+// empty, will find another one by reading again, before being what was known when
+// they said so. After a restart that can be the rejected one though nothing was known.
+func (st *state) isAnother(before *state, rejected string) bool {
+	return st.wasEarlier(rejected) || !st.sameToken(before) && !st.isCurrent(rejected)
+}
+
 // forced counts how often the account's token was replaced by force.
 func (st *state) forced() int {
 	if st.token == nil {

@@ -28,7 +28,7 @@ import (
 )
 
 func TestTransportsAreShared(t *testing.T) {
-	overSim(t, func(t *testing.T, c *client, sim *wechatsim.Sim) {
+	overSim(t, func(t *testing.T, c *client, _ *wechatsim.Sim) {
 		roots := string(pemOf(testCertificate(t)))
 		// The server speaks no TLS: that a transport was made is all that counts.
 		call := func(change func(e *endpoint)) {

@@ -20,6 +20,8 @@ func TestPathHelpDocumentsEveryPath(t *testing.T) {
 		"config/":      {"level"},
 		"token/myapp":  {"ttl", "lease", "WeChat"},
 		"token/":       {"level"},
+		"sign/myapp":   {"wx.config", "url=", "percent-encoded", "two hours"},
+		"ticket/myapp": {"wx_card", "ttl", "ten minutes", "sign/"},
 	} {
 		help, err := e.vault.Help(e.path + "/" + path)
 		if err != nil {
@@ -52,6 +54,8 @@ func TestOpenAPINamesEveryOperation(t *testing.T) {
 		"config/":        {"get": "wechat-list-accounts"},
 		"config/{name}/": {"get": "wechat-list-accounts-below"},
 		"token/{name}":   {"get": "wechat-read-token"},
+		"sign/{name}":    {"get": "wechat-read-signature-of-page", "post": "wechat-sign-page"},
+		"ticket/{name}":  {"get": "wechat-read-ticket"},
 		"token/":         {"get": "wechat-list-tokens"},
 		"token/{name}/":  {"get": "wechat-list-tokens-below"},
 	} {

@@ -197,6 +197,7 @@ func TestEachRoleMayDoItsPartOnly(t *testing.T) {
 			permission{"write", "refresh/team-a/shop"},
 		),
 		"login-service": exactly(permission{"write", "code2session/team-a/shop"}),
+		"page-server":   exactly(permission{"read", "sign/team-a/shop"}),
 		"web-login":     exactly(permission{"write", "oauth2/team-a/shop"}),
 	} {
 		t.Run(role, func(t *testing.T) {

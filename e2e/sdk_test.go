@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,22 +20,23 @@ type sdk struct {
 	dir     string
 	command []string
 	called  string // how a call ends whose token WeChat accepts
+	signing string // what the adapter asks Vault for a signature
 }
 
 // The adapters, each with the real SDK, against the real Vault: the SDK has no
 // AppSecret, and gets along.
 func TestSDKsNeedNoAppSecret(t *testing.T) {
 	t.Parallel()
-	sdks := []sdk{{"silenceper", filepath.Join("..", "examples", "sdk", "silenceper"), []string{"go", "run", "."}, "ok: 1 addresses"}}
+	sdks := []sdk{{"silenceper", filepath.Join("..", "examples", "sdk", "silenceper"), []string{"go", "run", "."}, "ok: 1 addresses", "GET ticket"}}
 	if what := "the adapters for the SDKs of npm"; installed(t, what, "node", "npm") {
 		dir := npmInstalled(t, filepath.Join("..", "examples", "sdk", "node"))
-		add := func(name, called string) {
-			sdks = append(sdks, sdk{name, dir, []string{"node", "try.mjs", name}, called})
+		add := func(name, called, signing string) {
+			sdks = append(sdks, sdk{name, dir, []string{"node", "try.mjs", name}, called, signing})
 		}
-		add("node-easywechat", "ok: errcode 0")
-		add("nest-wechat", "ok: errcode 40029") // a bad code of a user, and no word of the token
-		add("wechat-api", "ok: errcode 0")
-		add("wechat-jssdk", "ok: errcode 0")
+		add("node-easywechat", "ok: errcode 0", "GET sign")
+		add("nest-wechat", "ok: errcode 40029", "GET ticket") // a bad code of a user, and no word of the token
+		add("wechat-api", "ok: errcode 0", "GET ticket")
+		add("wechat-jssdk", "ok: errcode 0", "GET sign")
 	}
 	for _, s := range sdks {
 		t.Run(s.name, func(t *testing.T) {
@@ -69,7 +71,7 @@ func (s sdk) test(t *testing.T) {
 		path "`+e.path+`/ticket/team-a/shop" { capabilities = ["read"] }`)
 	c := &client{dir: s.dir}
 	c.start(t, s.command, "VAULT_ADDR="+gate.url, "VAULT_TOKEN="+vault.Token(), "VAULT_NAMESPACE=admin/shop",
-		"WECHAT_MOUNT=apps/wechat", "WECHAT_ACCOUNT=team-a/shop", "WECHAT_APPID="+account["appid"].(string), "WECHAT_URL="+e.url)
+		"WECHAT_MOUNT=apps/wechat", "WECHAT_ACCOUNT=team-a/shop", "WECHAT_APPID="+account["appid"].(string), "WECHAT_URL="+e.platformFor(t, "/cgi-bin/getcallbackip", "/wxa/business/getuserphonenumber"))
 	calls := func(when string, requests ...string) {
 		t.Helper()
 		if answer := c.asked(t, "call"); strings.TrimSpace(answer) != s.called {
@@ -82,9 +84,43 @@ func (s sdk) test(t *testing.T) {
 	asked := time.Now()
 	calls("a call soon after")
 
+	const page = "https://shop.example.com/cart?item=1&name=%E8%8C%B6"
+	kind, found := strings.CutPrefix(c.asked(t, "sign "+page), "ok: ")
+	if !found {
+		t.Fatalf("no signature: %s", kind)
+	}
+	gate.saw(t, "a signature", s.signing)
+	if signature := signatureFor(t, []byte(kind), page); !e.CheckSignature(signature) {
+		t.Errorf("WeChat's browser refuses the signature %+v", signature)
+	}
+
 	// The engine answers reports from the last answer for ten seconds.
 	eventually(t, patience, "the engine asks WeChat again", func() bool { return time.Since(asked) > 11*time.Second })
 	e.hide(e.ForceOutside(account["appid"].(string)))
 	calls("a call with a token that was replaced outside", "refresh", "GET token")
 	calls("the call after that")
+}
+
+// signatureFor reads what an SDK gives to a page. Some write names as wx.config
+// does, some otherwise, and some the time as a string.
+func signatureFor(t *testing.T, text []byte, page string) wechatsim.Signature {
+	t.Helper()
+	var given map[string]any
+	must(t, json.Unmarshal(text, &given))
+	signature := wechatsim.Signature{URL: page}
+	for name, value := range given {
+		switch strings.ReplaceAll(strings.ToLower(name), "_", "") {
+		case "appid":
+			signature.AppID, _ = value.(string)
+		case "noncestr":
+			signature.NonceStr, _ = value.(string)
+		case "signature":
+			signature.Signature, _ = value.(string)
+		case "timestamp":
+			number, err := json.Marshal(value)
+			must(t, err)
+			must(t, json.Unmarshal([]byte(strings.Trim(string(number), `"`)), &signature.Timestamp))
+		}
+	}
+	return signature
 }

@@ -182,6 +182,9 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	defer k.release(a)
 	ctx, cancel := detached(ctx)
 	defer cancel()
+	if err := k.renewHistory(ctx, s, a); err != nil {
+		return err
+	}
 	if begun, err := a.deleteStored(ctx, s); err != nil {
 		if begun {
 			a.reload(ctx, s)
@@ -191,6 +194,21 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	a.endRevocation(ctx, s)
 	a.remove()
 	return nil
+}
+
+// renewHistory sees to it that a history of forced refreshes that cannot be read, which
+// keeps every account of its appid from working, goes with the last of them. The caller
+// holds the account's lock.
+func (k *keeper) renewHistory(ctx context.Context, s logical.Storage, a *account) error {
+	if a.joined == nil || a.joined.known() {
+		return nil
+	}
+	select {
+	case <-k.loaded: // before that it is not known who else has the appid
+		return a.joined.renew(ctx, s, a.name)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // deleteStored removes what storage holds of an account, its configuration first, and

@@ -238,6 +238,32 @@ func TestEveryCommandOfTheDocumentsNamesPathsAndFieldsThatExist(t *testing.T) {
 	}
 }
 
+// testName is how the documents name a test.
+var testName = regexp.MustCompile("`((?:Test|Fuzz)[A-Z][A-Za-z0-9]+)`")
+
+func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
+	var code strings.Builder
+	for _, pattern := range []string{"*_test.go", "*/*_test.go", "*/*/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			code.Write(text)
+		}
+	}
+	named := 0
+	for _, file := range pages(t) {
+		for _, m := range testName.FindAllStringSubmatch(readDocument(t, file).prose, -1) {
+			named++
+			if !strings.Contains(code.String(), "\nfunc "+m[1]+"(") {
+				t.Errorf("%s: there is no test %s", file, m[1])
+			}
+		}
+	}
+	require.Greater(t, named, 50, "docs/security.md names them")
+}
+
 // errcodeRow is a row of a table of errcodes.
 var errcodeRow = regexp.MustCompile(`(?m)^\| *(-?\d+) *\|(.*)\| *$`)
 

@@ -806,11 +806,16 @@ func (x *model) checkToken(n *modelAccount, before snapshot, token string, now t
 		if !f.forced || f.group != n.group() || !f.sent.Before(now) || !issued.Before(f.sent) || f.token == token {
 			continue
 		}
-		confirmed := slices.ContainsFunc(x.calls, func(c *modelCall) bool {
-			return c.name == n.name && c.group == f.group && c.outcome == callAnswered && c.token == token && !c.reached.Before(f.sent) && !c.over.After(now)
-		})
+		// Somebody who shares it has asked since, and the account itself was answered with it.
+		again, own := false, false
+		for _, c := range x.calls {
+			if c.group == f.group && c.outcome == callAnswered && c.token == token && !c.over.After(now) {
+				again = again || !c.reached.Before(f.sent)
+				own = own || c.name == n.name && c.over.After(f.sent)
+			}
+		}
 		switch {
-		case confirmed:
+		case again && own:
 		case f.over.IsZero() || f.over.After(now):
 			x.violatedLocked("%s: %s is handed out while a forced call is in the air", n.name, short(token))
 		case f.over.Equal(now) || f.outcome == callRefused:

@@ -811,7 +811,7 @@ func (x *model) checkToken(n *modelAccount, before snapshot, token string, now t
 		for _, c := range x.calls {
 			if c.group == f.group && c.outcome == callAnswered && c.token == token && !c.over.After(now) {
 				again = again || !c.reached.Before(f.sent)
-				own = own || c.name == n.name && c.over.After(f.sent)
+				own = own || c.name == n.name && !c.over.Before(f.sent)
 			}
 		}
 		switch {

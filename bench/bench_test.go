@@ -114,6 +114,16 @@ func TestReports(t *testing.T) {
 	}
 }
 
+func TestAMeasurementWithoutAnAnswerIsAGap(t *testing.T) {
+	full, empty := uniform(nil), uniform(nil)
+	empty[cell{true, 16, token}] = &tally{elapsed: time.Second}
+	for want, runs := range map[bool][]results{false: {full}, true: {full, empty}} {
+		if f := (figures{runs: runs}); f.gaps() != want {
+			t.Errorf("gaps are %t; want %t", f.gaps(), want)
+		}
+	}
+}
+
 func TestAbout(t *testing.T) {
 	for figure, want := range map[float64]string{0: "0", 42.4: "42", 99.6: "100", 994: "990", 5948: "5,900", 1234567: "1,200,000"} {
 		if got := about(figure); got != want {

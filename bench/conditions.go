@@ -21,11 +21,10 @@ func (v *vault) conditions(o options) (text, error) {
 	if err != nil {
 		return text{}, err
 	}
-	model := ""
+	model := runtime.GOARCH
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		if _, after, found := strings.Cut(string(info), "model name\t: "); found {
 			model, _, _ = strings.Cut(after, "\n")
-			model = ", " + model
 		}
 	}
 	date := time.Now().UTC().Format(time.DateOnly)
@@ -34,12 +33,12 @@ func (v *vault) conditions(o options) (text, error) {
 	var both text
 	for l, t := range []struct{ machine, versions, amount string }{
 		{
-			"%s, %s/%s, %d processors%s.\n",
+			"%s, %s/%s, %d processors (%s).\n",
 			"%s; this engine with SDK %s and %s; external KV %s with SDK %s and %s.\n",
 			"Runs: %d, each of %d rounds with slices of %s. The figures are the medians of the runs, with their range in parentheses.\n",
 		},
 		{
-			"%s，%s/%s，%d 个处理器%s。\n",
+			"%s，%s/%s，%d 个处理器（%s）。\n",
 			"%s；本引擎用 SDK %s 和 %s；外部 KV %s 用 SDK %s 和 %s。\n",
 			"共 %d 轮，每轮 %d 次，每次测 %s。数字是各轮的中位数，括号里是各轮的范围。\n",
 		},

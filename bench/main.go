@@ -101,6 +101,9 @@ func run(ctx context.Context, args []string) error {
 	}
 	parts := f.parts(conditions, english)
 	fmt.Print(parts["summary"], "\n", parts["tables"])
+	if f.gaps() && len(o.documents) > 0 {
+		return errors.New("nothing was written: in some measurements no request was answered, the machine is too busy")
+	}
 	for _, doc := range o.documents {
 		if err := doc.replace(f.parts(conditions, doc.language)); err != nil {
 			return err

@@ -43,8 +43,8 @@ func (f *figures) summary(l language) string {
 	row(&b, text{"logins, `code2session/`", "登录，`code2session/`"}[l], about(rate(false, login)), text{"not measured", "未测"}[l])
 	b.WriteString("\n")
 	l.write(&b, text{
-		"- Ten thousand clients that read their token again after a `ttl` of %d s need %.0f reads a second: %.1f %% of that.\n",
-		"- 一万个客户端按 %d 秒的 `ttl` 重新读取 token，每秒需要 %.0f 次读取：占上表的 %.1f%%。\n",
+		"- Ten thousand clients that read their token again after a `ttl` of %d s need %.0f reads a second: %.1f %% of the first figure.\n",
+		"- 一万个客户端按 %d 秒的 `ttl` 重新读取 token，每秒需要 %.0f 次读取：相当于上面第一个数的 %.1f%%。\n",
 	}, clientsTTL, needed, 100*needed/rate(false, token))
 	l.write(&b, text{
 		"- Alone on the server a read of a token takes %.2f ms and a signature by read %.2f ms. A login takes %.1f ms longer than the call of WeChat that it makes (medians).\n",

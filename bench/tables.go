@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -28,7 +29,7 @@ func (f *figures) tables(l language) string {
 	}
 	l.write(&b, text{"\n### Logins\n", "\n### 登录\n"})
 	l.requestsHead(&b, text{"WeChat takes, ms", "微信耗时，毫秒"})
-	for _, n := range append(connections[:len(connections):len(connections)], crowd) {
+	for _, n := range append(slices.Clip(connections), crowd) {
 		for _, s := range logins {
 			takes := wechatTakes
 			if n == crowd {

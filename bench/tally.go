@@ -56,6 +56,18 @@ func (s spread) show(decimals int) string {
 	return text
 }
 
+// gaps tells whether a measurement of some run ended without an answer.
+func (f *figures) gaps() bool {
+	for _, run := range f.runs {
+		for _, t := range run {
+			if len(t.latencies) == 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // of evaluates a figure of a cell for every run.
 func (f *figures) of(c cell, figure func(*tally) float64) spread {
 	return f.both(c, c.subject, func(t, _ *tally) float64 { return figure(t) })

@@ -58,7 +58,7 @@ func each(subject int, do func(cell)) {
 func (f *figures) tokenTargets(b *strings.Builder, l language) {
 	l.write(b, text{
 		"\n**A read of a cached token.** The floor is a plugin that only answers with a constant; `lookup-self` calls no plugin, and is the end of what any can reach.\n",
-		"\n**读取缓存的 token。**空插件只返回一个常量；`lookup-self` 不经过任何插件，是所有插件的上限。\n",
+		"\n**读取缓存的 token**：空插件只返回一个常量；`lookup-self` 不经过任何插件，是所有插件的上限。\n",
 	})
 	l.head(b, 2, connectionsTitle, auditTitle, text{"to the floor", "与空插件之比"}, atLeastTitle, text{"", ""}, lookupTitle,
 		text{"floor to `lookup-self`", "空插件与 `lookup-self` 之比"}, text{"to external KV v2", "与外部 KV v2 之比"})
@@ -73,7 +73,7 @@ func (f *figures) tokenTargets(b *strings.Builder, l language) {
 func (f *figures) signTargets(b *strings.Builder, l language) {
 	l.write(b, text{
 		"\n**A signature.** By read it is one round trip from Vault to the plugin, by update two: Vault first asks whether it is one.\n",
-		"\n**签名。**read 是 Vault 与插件之间的一次往返；update 是两次，因为 Vault 先要问这个操作是不是 update。\n",
+		"\n**签名**：read 是 Vault 与插件之间的一次往返；update 是两次，因为 Vault 先要问这个操作是不是 update。\n",
 	})
 	l.head(b, 2, connectionsTitle, auditTitle, text{"by read, to the token's read", "read，与读取 token 之比"}, atLeastTitle, text{"", ""},
 		lookupTitle, text{"by update, to the floor by update", "update，与空插件 update 之比"}, text{"by update, to transit `hmac`", "update，与 transit `hmac` 之比"})

@@ -396,13 +396,6 @@ func (ap *appid) rewrite() {
 	}
 }
 
-// dirty reports whether the history in memory is newer than the stored one.
-func (ap *appid) dirty() bool {
-	ap.mu.Lock()
-	defer ap.mu.Unlock()
-	return ap.unstored
-}
-
 // budget returns how many forced calls may still be made today.
 func (ap *appid) budget() int {
 	ap.mu.Lock()

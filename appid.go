@@ -128,17 +128,17 @@ func newEpoch() int64 {
 // historyKey is where the history of an appid at an upstream is stored. At WeChat
 // itself it is named by the appid alone.
 func historyKey(cfg *config) string {
-	key := olderHistoryKey(cfg)
+	name := url.PathEscape(cfg.AppID)
 	if cfg.BaseURL != defaultBaseURL || cfg.CAPEM != "" {
 		sum := sha256.Sum256([]byte(cfg.BaseURL + "\x00" + cfg.CAPEM))
-		key += "/" + hex.EncodeToString(sum[:16])
+		name += "/" + hex.EncodeToString(sum[:16])
 	}
-	return key
+	return storageKey(rotationPrefix, name)
 }
 
 // olderHistoryKey is where version 0.1.0-dev stored it.
 func olderHistoryKey(cfg *config) string {
-	return storageKey(rotationPrefix+url.PathEscape(cfg.AppID), "")
+	return storageKey(rotationPrefix, url.PathEscape(cfg.AppID))
 }
 
 // pruned returns the history without what is older than a day.
@@ -273,6 +273,25 @@ func (all *appids) sweep(ctx context.Context, s logical.Storage, key string) err
 	return s.Delete(ctx, key)
 }
 
+// renew replaces a history that this version of the plugin cannot read, if name is the
+// only account in memory that has its appid. How many forced calls were made is then
+// not known, which WeChat counts, too; and every token is in doubt.
+func (ap *appid) renew(ctx context.Context, s logical.Storage, name string) error {
+	if err := ap.storing.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer ap.storing.Release(1)
+	var h history
+	_, err := readEntry(ctx, s, ap.key, &h)
+	switch {
+	case !errors.Is(err, errUnreadable):
+		return err
+	case len(ap.others(name)) > 0:
+		return nil // it is for the last of them to do
+	}
+	return writeEntry(ctx, s, ap.key, &history{Version: schemaVersion, Epoch: newEpoch()})
+}
+
 // sweeper is a member that no account can be: names are not empty.
 const sweeper = ""
 
@@ -394,6 +413,13 @@ func (ap *appid) rewrite() {
 	if len(ap.history.Forced) > 0 {
 		ap.unstored = true
 	}
+}
+
+// known reports whether the history is in memory.
+func (ap *appid) known() bool {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	return ap.loaded
 }
 
 // budget returns how many forced calls may still be made today.

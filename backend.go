@@ -7,6 +7,7 @@
 //	errcode.go, problem.go  what WeChat's codes mean; a failed attempt and its words
 //	transport.go, answer.go, scrub.go, client.go  connections, answers, and the one funnel of all calls
 //	metrics.go            the counters of what happens
+//	events.go             what the host is told of
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds
 //	schedule.go           the wake queue and its workers; knows nothing of accounts
 //	config.go, token.go   an account as it is stored; a token as it is stored
@@ -96,7 +97,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 	}
 	// All mounts of a plugin process share one logger.
 	log := b.Logger().With("mount", conf.BackendUUID)
-	b.keeper = newKeeper(log, c, b.WriteSafeReplicationState)
+	b.keeper = newKeeper(log, c, b.Backend, b.WriteSafeReplicationState)
 	b.exchanges = newExchanges(b.keeper.ctx, log, c, &b.keeper.metrics.exchanges)
 	return b, nil
 }
@@ -188,6 +189,10 @@ Applications read token/<name> and always get the account's current token: the
 engine asks WeChat for it, keeps it, and replaces it before it runs out. Nobody
 but Vault ever sees the AppSecret, and no two services fight for the token.
 
-Users log in without it, too: code2session/<name> and oauth2/<name> exchange a user's
-code for the openid.
+Nothing else needs it either: code2session/<name> and oauth2/<name> exchange a user's
+code for the openid, sign/<name> signs a page for JS-SDK, clear-quota/<name> sets
+WeChat's call counters back to zero.
+
+If the account has an IP whitelist, it has to hold the address from which Vault's
+active node reaches WeChat: errcode 40164 names it.
 `

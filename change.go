@@ -2,11 +2,17 @@ package wechat
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 )
+
+// loadPatience is how long a change waits for the accounts to be loaded after a start,
+// where it has to know them all.
+const loadPatience = 5 * time.Second
 
 // configured is what came of a write of a configuration.
 type configured struct {
@@ -65,6 +71,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	if err != nil {
 		return nil, err
 	}
+	a.events.send(event{kind: eventConfigWrite, name: name, path: configPrefix + name, dataPath: configPrefix + name, modified: true})
 	return done, nil
 }
 
@@ -182,7 +189,11 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	defer k.release(a)
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	if begun, err := a.deleteStored(ctx, s); err != nil {
+	if err := k.renewHistory(ctx, s, a); err != nil {
+		return err
+	}
+	begun, err := a.deleteStored(ctx, s)
+	if err != nil {
 		if begun {
 			a.reload(ctx, s)
 		}
@@ -190,7 +201,27 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	}
 	a.endRevocation(ctx, s)
 	a.remove()
+	if begun {
+		a.events.send(event{kind: eventConfigDelete, name: name, path: configPrefix + name, modified: true})
+	}
 	return nil
+}
+
+// renewHistory sees to it that a history of forced refreshes that cannot be read, which
+// keeps every account of its appid from working, goes with the last of them. The caller
+// holds the account's lock.
+func (k *keeper) renewHistory(ctx context.Context, s logical.Storage, a *account) error {
+	if a.joined == nil || a.joined.known() {
+		return nil
+	}
+	timeout := time.NewTimer(loadPatience)
+	defer timeout.Stop()
+	select {
+	case <-k.loaded: // before that it is not known who else has the appid
+		return a.joined.renew(ctx, s, a.name)
+	case <-timeout.C:
+		return errors.New("the accounts of this mount are not loaded yet: try again")
+	}
 }
 
 // deleteStored removes what storage holds of an account, its configuration first, and

@@ -31,8 +31,8 @@ const (
 
 	maxDuration   = 24 * time.Hour
 	maxCredential = 256      // characters of an appid or a secret
+	maxURL        = 2 << 10  // bytes of base_url or proxy_url
 	maxCAPEM      = 64 << 10 // bytes
-
 )
 
 // config is the configuration of one account, as it is stored.
@@ -192,6 +192,9 @@ func normalizeBaseURL(raw string) (string, error) {
 	if raw == "" {
 		return defaultBaseURL, nil
 	}
+	if len(raw) > maxURL {
+		return "", fmt.Errorf("base_url is longer than %d bytes", maxURL)
+	}
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil || u.Hostname() == "" || u.Opaque != "" || !validPort(u):
@@ -228,6 +231,9 @@ func isLoopback(host string) bool {
 func checkProxyURL(raw string) error {
 	if raw == "" {
 		return nil
+	}
+	if len(raw) > maxURL {
+		return fmt.Errorf("proxy_url is longer than %d bytes", maxURL)
 	}
 	u, err := url.Parse(raw)
 	if err != nil || u.Hostname() == "" || !validPort(u) {

@@ -14,6 +14,8 @@ import (
 	"unicode"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
 // englishOnly are the pages without a Chinese twin: they are for whoever works on
@@ -236,6 +238,57 @@ func TestEveryCommandOfTheDocumentsNamesPathsAndFieldsThatExist(t *testing.T) {
 	for _, operation := range []string{"write config", "read config", "list config", "delete config", "read token", "write refresh", "write rotate", "read status"} {
 		require.True(t, seen[operation], "no page shows %s", operation)
 	}
+}
+
+// testName is how the documents name a test.
+var testName = regexp.MustCompile("`((?:Test|Fuzz)[A-Z][A-Za-z0-9]+)`")
+
+func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
+	var code strings.Builder
+	for _, pattern := range []string{"*_test.go", "*/*_test.go", "*/*/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			code.Write(text)
+		}
+	}
+	named := 0
+	for _, file := range pages(t) {
+		for _, m := range testName.FindAllStringSubmatch(readDocument(t, file).prose, -1) {
+			named++
+			if !strings.Contains(code.String(), "\nfunc "+m[1]+"(") {
+				t.Errorf("%s: there is no test %s", file, m[1])
+			}
+		}
+	}
+	require.Greater(t, named, 50, "docs/security.md names them")
+}
+
+// metricRow is a row of a table of metrics.
+var metricRow = regexp.MustCompile("(?m)^\\| `(wechat_[a-z_]+)` \\|")
+
+func TestTheReferencesTableOfMetricsIsWhatAMountTells(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		fleet(maxListed+1).store(t, m.storage, 2*time.Hour)
+		m.reopen()
+		for _, a := range m.keeper.accounts {
+			st := *a.current()
+			st.lastSuccess = time.Now()
+			a.setState(&st)
+		}
+		told := metricNames(metricsText(t, m.backend, m.storage))
+		for _, page := range []string{"docs/reference.md", "docs/reference.zh-CN.md"} {
+			text, err := os.ReadFile(page)
+			require.NoError(t, err)
+			var documented []string
+			for _, row := range metricRow.FindAllStringSubmatch(string(text), -1) {
+				documented = append(documented, row[1])
+			}
+			require.ElementsMatch(t, told, documented, page)
+		}
+	})
 }
 
 // errcodeRow is a row of a table of errcodes.

@@ -187,13 +187,20 @@ func failureAnswer(words string, err error, say func(*problem) string) (*logical
 	return nil, logical.CodedError(p.status, text)
 }
 
+// maxText is the longest text that a field may hold, in bytes, where it has no limit of
+// its own that is less: that of the longest, ca_pem.
+const maxText = maxCAPEM
+
 // checkTypes reports the first field that data holds in another type than its
-// schema has. Unlike the framework's own check it never shows a value.
+// schema has, or in a text that is too long. Unlike the framework's own check it never shows a value.
 func checkTypes(schema map[string]*framework.FieldSchema, data map[string]any) error {
 	for field, value := range data {
 		s := schema[field]
 		if s == nil {
 			continue
+		}
+		if text, ok := value.(string); ok && len(text) > maxText {
+			return fmt.Errorf("%s is longer than %d bytes", field, maxText)
 		}
 		switch s.Type {
 		case framework.TypeString:

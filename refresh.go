@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -252,11 +253,21 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 	return a.publish(ctx, s, st.succeeded(g, tok, syncJitter()), stored), nil
 }
 
+// sendFailure sends the event of an attempt that failed.
+func (a *account) sendFailure(p *problem) {
+	ev := event{kind: eventRefreshFail, name: a.name, path: statusPrefix + a.name, dataPath: statusPrefix + a.name, more: []string{"class", string(p.class)}}
+	if p.errcode != 0 {
+		ev.more = append(ev.more, "errcode", strconv.Itoa(p.errcode))
+	}
+	a.events.send(ev)
+}
+
 // noteFailure is the state after an attempt that failed. The caller holds the lock.
 func (a *account) noteFailure(st *state, p *problem, begun time.Time) *state {
 	st = st.failed(p, begun, wallClock(), syncJitter())
 	a.setState(st)
 	a.metrics.refreshes.failed.Inc()
+	a.sendFailure(p)
 	a.log.Warn("no token from WeChat", append([]any{
 		"account", a.name, "appid", st.appID, "failures", st.failure.count, "next_attempt", timestamp(st.failure.next),
 	}, p.logFields()...)...)

@@ -20,6 +20,10 @@ const (
 	rotationPrefix = "rotation/"
 )
 
+// statusPrefix is where the health of an account is read: a path, not an area of
+// storage.
+const statusPrefix = "status/"
+
 // schemaVersion is written into every storage entry, so that a later version can
 // tell what it reads.
 const schemaVersion = 1
@@ -59,6 +63,28 @@ func storedNames(keys []string) []string {
 	return keys
 }
 
+// errUnreadable is wrapped by the errors of readEntry for an entry that is there, and
+// that this version of the plugin cannot read. Storage itself is well then, and to try
+// again changes nothing.
+var errUnreadable = errors.New("unreadable")
+
+// unreadable is an errUnreadable of the entry at key. Its text names the way out.
+type unreadable struct{ key, why, remedy string }
+
+func (e *unreadable) Error() string {
+	return fmt.Sprintf("the storage entry %s %s: %s", e.key, e.why, e.remedy)
+}
+
+func (e *unreadable) Unwrap() error { return errUnreadable }
+
+// remedyFor says how to get rid of the entry at key.
+func remedyFor(key string) string {
+	if strings.HasPrefix(key, rotationPrefix) {
+		return "delete every account with this appid and write them anew"
+	}
+	return "delete the account and write it anew"
+}
+
 // readEntry decodes the entry at key into v and checks its schema version. It
 // reports whether there is an entry.
 func readEntry(ctx context.Context, s logical.Storage, key string, v any) (bool, error) {
@@ -70,14 +96,18 @@ func readEntry(ctx context.Context, s logical.Storage, key string, v any) (bool,
 		Version int `json:"version"`
 	}
 	// The decoder's errors could quote the entry.
+	damaged := &unreadable{key, "cannot be decoded", remedyFor(key)}
 	if json.Unmarshal(entry.Value, &header) != nil {
-		return false, fmt.Errorf("the storage entry %s cannot be decoded", key)
+		return false, damaged
 	}
 	if header.Version != schemaVersion {
-		return false, fmt.Errorf("the storage entry %s has schema version %d: this version of the plugin reads %d", key, header.Version, schemaVersion)
+		return false, &unreadable{
+			key, fmt.Sprintf("has schema version %d, and this version of the plugin reads %d", header.Version, schemaVersion),
+			"run the version of the plugin that wrote it, or " + remedyFor(key),
+		}
 	}
 	if json.Unmarshal(entry.Value, v) != nil {
-		return false, fmt.Errorf("the storage entry %s cannot be decoded", key)
+		return false, damaged
 	}
 	return true, nil
 }

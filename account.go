@@ -26,6 +26,7 @@ type common struct {
 	log     hclog.Logger
 	client  *client
 	metrics *metrics
+	events  *events
 
 	// writable tells whether this node may write to storage; where it may not,
 	// it does not call WeChat either.
@@ -225,7 +226,14 @@ func (a *account) publish(ctx context.Context, s logical.Storage, next *state, s
 			a.log.Error("what WeChat answered cannot be stored: it is served from memory, and tried to be stored again", "account", a.name, "error", err)
 		}
 	}
+	changed := published.token != nil && !a.state.Load().sameToken(&published)
 	a.setState(&published)
+	if changed {
+		a.events.send(event{
+			kind: eventTokenRotate, name: a.name, path: tokenPrefix + a.name, dataPath: tokenPrefix + a.name, modified: true,
+			more: []string{"expire_time", timestamp(published.token.ExpireTime)},
+		})
+	}
 	return &published
 }
 

@@ -44,6 +44,10 @@ const (
 type appid struct {
 	key string // of its history in storage
 
+	// olderKey is where version 0.1.0-dev stored the history, which did not tell
+	// upstreams apart; "" if it is the same. The first member to join sets it.
+	olderKey string
+
 	// epoch is what a token must name to be handed out. It is written under mu, and
 	// read without.
 	epoch atomic.Int64
@@ -91,6 +95,9 @@ type history struct {
 	// common, whatever is undone, lost or written late. It is 0 before the first.
 	Epoch int64 `json:"epoch"`
 
+	// ByUpstream is set in what is stored since upstreams are told apart.
+	ByUpstream bool `json:"by_upstream"`
+
 	// Forced holds the calls of the last 24 hours that took effect or may have, in
 	// the order in which they were begun.
 	Forced []forcedCall `json:"forced"`
@@ -121,17 +128,22 @@ func newEpoch() int64 {
 // historyKey is where the history of an appid at an upstream is stored. At WeChat
 // itself it is named by the appid alone.
 func historyKey(cfg *config) string {
-	name := url.PathEscape(cfg.AppID)
+	key := olderHistoryKey(cfg)
 	if cfg.BaseURL != defaultBaseURL || cfg.CAPEM != "" {
 		sum := sha256.Sum256([]byte(cfg.BaseURL + "\x00" + cfg.CAPEM))
-		name += "/" + hex.EncodeToString(sum[:16])
+		key += "/" + hex.EncodeToString(sum[:16])
 	}
-	return storageKey(rotationPrefix, name)
+	return key
+}
+
+// olderHistoryKey is where version 0.1.0-dev stored it.
+func olderHistoryKey(cfg *config) string {
+	return storageKey(rotationPrefix, url.PathEscape(cfg.AppID))
 }
 
 // pruned returns the history without what is older than a day.
 func (h history) pruned(now time.Time) history {
-	h.Version = schemaVersion
+	h.Version, h.ByUpstream = schemaVersion, true
 	h.Forced = slices.DeleteFunc(slices.Clone(h.Forced), func(f forcedCall) bool {
 		return now.Sub(f.At).Abs() >= day // a day ahead is of a clock that was wrong altogether
 	})
@@ -186,11 +198,15 @@ type appids struct {
 // join returns the appid of a configuration, of which the account of this name is a
 // member from now on. leave has to follow.
 func (all *appids) join(cfg *config, name string, wake func()) *appid {
-	return all.enter(historyKey(cfg), name, wake)
+	key, older := historyKey(cfg), olderHistoryKey(cfg)
+	if key == older {
+		older = ""
+	}
+	return all.enter(key, older, name, wake)
 }
 
-// enter is join for who knows the key.
-func (all *appids) enter(key, name string, wake func()) *appid {
+// enter is join for who knows the keys.
+func (all *appids) enter(key, olderKey, name string, wake func()) *appid {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	ap := all.all[key]
@@ -203,6 +219,9 @@ func (all *appids) enter(key, name string, wake func()) *appid {
 	}
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
+	if olderKey != "" && ap.olderKey == "" {
+		ap.olderKey = olderKey
+	}
 	ap.remove(name)
 	ap.members = append(ap.members, member{name, wake})
 	return ap
@@ -236,7 +255,7 @@ func (all *appids) find(key string) *appid {
 // sweep removes the history at key from storage if no account in memory has its appid
 // and nothing in it is younger than a day.
 func (all *appids) sweep(ctx context.Context, s logical.Storage, key string) error {
-	ap := all.enter(key, sweeper, func() {})
+	ap := all.enter(key, "", sweeper, func() {})
 	defer all.leave(ap, sweeper)
 	// Whoever joins meanwhile waits for this lock, and then finds what is left.
 	if err := ap.storing.Acquire(ctx, 1); err != nil {
@@ -263,14 +282,18 @@ func (ap *appid) renew(ctx context.Context, s logical.Storage, name string) erro
 	}
 	defer ap.storing.Release(1)
 	var h history
-	_, err := readEntry(ctx, s, ap.key, &h)
+	found, err := readEntry(ctx, s, ap.key, &h)
+	if err == nil && !found && ap.olderKey != "" {
+		_, err = readEntry(ctx, s, ap.olderKey, &h)
+	}
 	switch {
 	case !errors.Is(err, errUnreadable):
 		return err
 	case len(ap.others(name)) > 0:
 		return nil // it is for the last of them to do
 	}
-	return writeEntry(ctx, s, ap.key, &history{Version: schemaVersion, Epoch: newEpoch()})
+	h = history{Epoch: newEpoch()}.pruned(wallClock())
+	return writeEntry(ctx, s, ap.key, &h)
 }
 
 // sweeper is a member that no account can be: names are not empty.
@@ -309,8 +332,12 @@ func (ap *appid) load(ctx context.Context, s logical.Storage) error {
 	if done {
 		return nil
 	}
-	var h history
-	if _, err := readEntry(ctx, s, ap.key, &h); err != nil {
+	var h, older history
+	found, err := readEntry(ctx, s, ap.key, &h)
+	if err == nil && !found && ap.olderKey != "" {
+		_, err = readEntry(ctx, s, ap.olderKey, &older)
+	}
+	if err != nil {
 		return err
 	}
 	ap.mu.Lock()
@@ -318,6 +345,9 @@ func (ap *appid) load(ctx context.Context, s logical.Storage) error {
 	ap.loaded = true
 	if ap.unstored {
 		return nil // what was noticed here since counts for more
+	}
+	if older.Version != 0 && !older.ByUpstream {
+		h, ap.unstored = older, true // from now on it is this upstream's own
 	}
 	ap.history = h
 	if ap.epoch.Load() != h.Epoch {
@@ -394,13 +424,6 @@ func (ap *appid) known() bool {
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
 	return ap.loaded
-}
-
-// dirty reports whether the history in memory is newer than the stored one.
-func (ap *appid) dirty() bool {
-	ap.mu.Lock()
-	defer ap.mu.Unlock()
-	return ap.unstored
 }
 
 // budget returns how many forced calls may still be made today.

@@ -7,6 +7,7 @@
 //	errcode.go, problem.go  what WeChat's codes mean; a failed attempt and its words
 //	transport.go, answer.go, scrub.go, client.go  connections, answers, and the one funnel of all calls
 //	metrics.go            the counters of what happens
+//	events.go             what the host is told of
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds
 //	schedule.go           the wake queue and its workers; knows nothing of accounts
 //	config.go, token.go   an account as it is stored; a token as it is stored
@@ -96,7 +97,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 	}
 	// All mounts of a plugin process share one logger.
 	log := b.Logger().With("mount", conf.BackendUUID)
-	b.keeper = newKeeper(log, c, b.WriteSafeReplicationState)
+	b.keeper = newKeeper(log, c, b.Backend, b.WriteSafeReplicationState)
 	b.exchanges = newExchanges(b.keeper.ctx, log, c, &b.keeper.metrics.exchanges)
 	return b, nil
 }

@@ -65,6 +65,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	if err != nil {
 		return nil, err
 	}
+	a.events.send(event{kind: eventConfigWrite, name: name, path: configPrefix + name, dataPath: configPrefix + name, modified: true})
 	return done, nil
 }
 
@@ -185,7 +186,8 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	if err := k.renewHistory(ctx, s, a); err != nil {
 		return err
 	}
-	if begun, err := a.deleteStored(ctx, s); err != nil {
+	begun, err := a.deleteStored(ctx, s)
+	if err != nil {
 		if begun {
 			a.reload(ctx, s)
 		}
@@ -193,6 +195,9 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	}
 	a.endRevocation(ctx, s)
 	a.remove()
+	if begun {
+		a.events.send(event{kind: eventConfigDelete, name: name, path: configPrefix + name, modified: true})
+	}
 	return nil
 }
 

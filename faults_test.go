@@ -276,28 +276,6 @@ func TestNoEpochIsEverUsedTwice(t *testing.T) {
 	})
 }
 
-func TestARevocationInTheLastMinutesOfATokenTakesTwoForcedCalls(t *testing.T) {
-	for name, account := range map[string]wechatsim.Account{
-		"a token near its end":       {Lifetime: maxLifetime},
-		"tokens that live for 300 s": {Lifetime: overlap, Overlap: time.Second},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, account, func(t *testing.T, m *mount) {
-				m.write("demo", nil)
-				m.reopenWithoutBackground() // which would replace it
-				time.Sleep(account.Lifetime - 100*time.Second)
-				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-				m.open()
-				m.ticks(30)
-				seen, effective := m.forcedCalls()
-				require.Equal(t, 2, seen)
-				require.Equal(t, 2, effective)
-				require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
-			})
-		})
-	}
-}
-
 func TestAForcedCallThatDidNothingLeavesTokenAndBudget(t *testing.T) {
 	for name, fail := range map[string]func(m *mount){
 		"no connection":        func(m *mount) { _ = m.pipe.Close() },
@@ -332,86 +310,6 @@ func TestAForcedCallThatDidNothingLeavesTokenAndBudget(t *testing.T) {
 			})
 		}
 	}
-}
-
-func TestARevokeThatWasRefusedIsNeverCarriedOut(t *testing.T) {
-	for name, then := range map[string]func(m *mount){
-		"while the plugin lives": func(*mount) {},
-		"after a restart":        func(m *mount) { m.reopen() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-				m.write("demo", nil)
-				m.storage.failing(deletesFail)
-				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
-				_, text := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-				require.Contains(t, text, "was not replaced")
-				require.NotEmpty(t, m.walEntries(), "its announcement could not be taken back")
-				require.Nil(t, m.statusOf("demo")["revocation"])
-				then(m)
-				m.storage.failing(nil)
-				m.ticks(10)
-				_, effective := m.forcedCalls()
-				require.Zero(t, effective)
-				require.Empty(t, m.walEntries())
-			})
-		})
-	}
-}
-
-func TestAConfigWriteEndsTheWaitOfAPendingRevocation(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40164, Mode: "forced"})
-		m.ticks(60) // and its attempts are ten minutes apart
-		m.sim.ClearFaults()
-		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})
-		time.Sleep(time.Second)
-		synctest.Wait()
-		require.NotEqual(t, revocationPending, m.statusOf("demo")["revocation"])
-	})
-}
-
-func TestADeleteThatFailsHalfwayLeavesNoRevocation(t *testing.T) {
-	for _, key := range []string{"config/demo", "token/demo"} {
-		t.Run(key, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-				m.write("demo", nil)
-				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-				m.storage.failing(func(op, k string) error {
-					if op == "delete" && k == key {
-						return errStorage
-					}
-					return nil
-				})
-				m.refused(logical.DeleteOperation, "config/demo", nil)
-				m.storage.failing(nil)
-				m.ok(logical.DeleteOperation, "config/demo", nil)
-				m.ticks(2)
-				require.Empty(t, m.walEntries())
-				require.Empty(t, m.known())
-				m.write("demo", nil)
-				require.Nil(t, m.statusOf("demo")["revocation"])
-				m.ticks(5)
-				seen, _ := m.forcedCalls()
-				require.Equal(t, 1, seen)
-			})
-		})
-	}
-}
-
-func TestAClockSetForwardByADayDropsNoPendingRevocation(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		setClock(t, day+time.Hour)
-		m.ticks(3)
-		seen, effective := m.forcedCalls()
-		require.Equal(t, 2, seen)
-		require.Equal(t, 2, effective)
-		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
-	})
 }
 
 func TestTheSpacingCountsFromTheCallHoweverLongStorageTook(t *testing.T) {

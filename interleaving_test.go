@@ -2,8 +2,6 @@ package wechat
 
 import (
 	"context"
-	"fmt"
-	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -183,27 +181,6 @@ func TestTheTickDoesNotWaitForWeChat(t *testing.T) {
 	})
 }
 
-func TestATickDuringARefusedRevocationDoesNotTakeItUp(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", map[string]any{"request_timeout": 30})
-		m.sim.SetLatency(15 * time.Second)
-		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45011, Times: 1})
-		var caller sync.WaitGroup
-		caller.Go(func() {
-			status, _ := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-			require.Equal(t, http.StatusTooManyRequests, status)
-		})
-		time.Sleep(walMinAge + 2*time.Second)
-		m.rollbackTick()
-		caller.Wait()
-		m.sim.SetLatency(0)
-		m.ticks(10)
-		_, effective := m.forcedCalls()
-		require.Zero(t, effective, "the caller was told that nothing was replaced")
-		require.Nil(t, m.statusOf("demo")["revocation"])
-	})
-}
-
 func TestAnAnnouncementThatFailedButWasWrittenIsNotCarriedOut(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
@@ -316,37 +293,6 @@ func TestATickAtEveryStepOfAnOperationDoesNoHarm(t *testing.T) {
 	}
 }
 
-func TestAnUnreadableAnnouncementKeepsNoRevocationBack(t *testing.T) {
-	for _, unreadable := range []string{`not json`, `{"type":"revocation","data":{"name":7}}`} {
-		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-			m.write("demo", nil)
-			m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-			m.close()
-			require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{Key: framework.WALPrefix + "zzz", Value: []byte(unreadable)}))
-			m.open()
-			m.ticks(5)
-			_, effective := m.forcedCalls()
-			require.Equal(t, 2, effective)
-		})
-	}
-}
-
-func TestARevokeThatWasNotBegunPromisesNothing(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.storage.failing(func(op, key string) error {
-			if op == "get" && key == "config/demo" {
-				return errStorage
-			}
-			return nil
-		})
-		err := m.try(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.storage.failing(nil)
-		require.ErrorContains(t, err, "was not replaced")
-		require.Nil(t, m.statusOf("demo")["revocation"])
-	})
-}
-
 func TestATokenThatWeChatHasDisownedIsNotServedAlthoughItsSuccessorCannotBeStored(t *testing.T) {
 	for _, key := range []string{"token/demo", historyKey(account1Config())} {
 		t.Run(key, func(t *testing.T) {
@@ -379,42 +325,6 @@ func TestATokenThatWeChatHasDisownedIsNotServedAlthoughItsSuccessorCannotBeStore
 	}
 }
 
-func TestARevokeRefusedWhileTheMountStartsIsNotCarriedOut(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.close()
-		require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{
-			Key: framework.WALPrefix + "zzz", Value: []byte(`{"type":"change","data":{"name":"demo"},"created_at":1}`),
-		}))
-		m.sim.SetLatency(time.Second)
-		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45011, Times: 1})
-		var caller sync.WaitGroup
-		m.at("list", "config/", func() {
-			caller.Go(func() { m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true}) })
-			time.Sleep(100 * time.Millisecond) // it is announced
-			m.at("get", framework.WALPrefix+"zzz", func() { time.Sleep(3 * time.Second) })
-		})
-		m.open()
-		time.Sleep(5 * time.Second)
-		caller.Wait()
-		m.sim.SetLatency(0)
-		m.ticks(10)
-		_, effective := m.forcedCalls()
-		require.Zero(t, effective)
-	})
-}
-
-func TestAnotherAccountDoesNotShowTheOldOnesRevocation(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.write("demo", map[string]any{"appid": otherAppID})
-		require.Nil(t, m.statusOf("demo")["revocation"])
-		require.Empty(t, m.walEntries())
-	})
-}
-
 func TestATwinsForcedRefreshDoesNotMakeAFailingAccountForgotten(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
@@ -443,31 +353,6 @@ func TestAClockThatStepsBackDuringAForcedCallLosesNoCount(t *testing.T) {
 		_, err = readEntry(t.Context(), s, ap.key, &h)
 		require.NoError(t, err)
 		require.Len(t, h.Forced, 2)
-	})
-}
-
-func TestAPendingRevocationIsTakenUpThoughReadersAreBusyAtTheStart(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.close()
-		// A reader holds the account while the write-ahead log is read.
-		held, goOn := make(chan struct{}), make(chan struct{})
-		m.at("list", "config/", func() { close(held); <-goOn })
-		m.backend = m.mountedOn(m.storage)
-		require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
-		<-held
-		require.Equal(t, "pending", m.statusOf("demo")["revocation"], "storage tells before memory does")
-		busy, err := m.keeper.acquire(t.Context(), "demo")
-		require.NoError(t, err)
-		close(goOn)
-		synctest.Wait()
-		m.keeper.release(busy)
-		time.Sleep(forcedSpacing + startHoldOff) // no tick is needed
-		synctest.Wait()
-		seen, _ := m.forcedCalls()
-		require.Equal(t, 2, seen)
-		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
 	})
 }
 
@@ -532,86 +417,6 @@ func TestAClosedMountCountsNoForcedRefresh(t *testing.T) {
 	})
 }
 
-// moveTo2 gives the account another base_url of the same platform.
-func moveTo2(changes map[string]any) map[string]any {
-	data := account1(map[string]any{"base_url": "http://127.0.0.2"})
-	maps.Copy(data, changes)
-	return data
-}
-
-// hasRevoked checks that the revocation of the account demo took two forced calls,
-// that the leaked token is dead, and that nothing is left to do.
-func (m *mount) hasRevoked(leaked string) {
-	m.t.Helper()
-	require.NotContains(m.t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
-	require.Empty(m.t, m.walEntries())
-	seen, _ := m.forcedCalls()
-	require.Equal(m.t, 2, seen)
-	_, errcode := m.sim.Check(leaked)
-	require.NotZero(m.t, errcode)
-	m.read("demo")
-}
-
-func TestARevocationSurvivesAnotherBaseURL(t *testing.T) {
-	for name, c := range map[string]struct {
-		changes map[string]any
-		fail    string // the write that fails the first time
-		reopens bool
-	}{
-		"tried":                              {nil, "", false},
-		"not tried":                          {map[string]any{"verify": false}, "", false},
-		"restarted":                          {nil, "", true},
-		"not tried, restarted":               {map[string]any{"verify": false}, "", true},
-		"its configuration fails":            {nil, "config/demo", false},
-		"its token fails":                    {nil, "token/demo", false},
-		"its configuration fails, restarted": {nil, "config/demo", true},
-		"its token fails, restarted":         {nil, "token/demo", true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
-				m.write("demo", nil)
-				leaked := m.read("demo")["access_token"].(string)
-				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-				change := moveTo2(c.changes)
-				if c.fail != "" {
-					m.storage.failing(func(op, key string) error {
-						if op == "put" && key == c.fail {
-							return errStorage
-						}
-						return nil
-					})
-					_, err := m.request(logical.UpdateOperation, "config/demo", change)
-					require.Equal(t, c.fail == "config/demo", err != nil, "a token that is not stored is served from memory")
-					m.storage.failing(nil)
-				} else {
-					resp := m.ok(logical.UpdateOperation, "config/demo", change)
-					require.Nil(t, resp, "without a warning")
-				}
-				if c.reopens {
-					m.reopen()
-				}
-				m.ticks(4)
-				m.hasRevoked(leaked)
-			})
-		})
-	}
-}
-
-func TestARevocationCountsNoRotationThatWeChatMadeByItself(t *testing.T) {
-	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		time.Sleep(maxLifetime - overlap - 30*time.Second)
-		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable})
-		m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		time.Sleep(40 * time.Second)
-		m.sim.ClearFaults()
-		m.ticks(4)
-		require.NotContains(t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
-		_, effective := m.forcedCalls()
-		require.Equal(t, 2, effective)
-	})
-}
-
 func TestTicksReadNoAnnouncementThatIsInHand(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		const n = 50
@@ -628,93 +433,6 @@ func TestTicksReadNoAnnouncementThatIsInHand(t *testing.T) {
 		m.rollbackTick()
 		require.LessOrEqual(t, m.storage.count()-ops, 2*n, "the framework's own, one entry after the other")
 	})
-}
-
-func TestARevocationThatMovesIsNeitherLostNorDoubled(t *testing.T) {
-	for _, fault := range []string{"fails", "loses its answer", "is cut off"} {
-		for _, verify := range []bool{true, false} {
-			for _, restarts := range []bool{true, false} {
-				for n, reached := 1, true; reached; n++ {
-					t.Run(fmt.Sprintf("operation %d %s, verify %t, restarts %t", n, fault, verify, restarts), func(t *testing.T) {
-						inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(_ *testing.T, m *mount) {
-							m.write("demo", nil)
-							leaked := m.read("demo")["access_token"].(string)
-							m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-							before := m.storage.count()
-							if fault == "loses its answer" {
-								m.storage.losingAnswer(n)
-							} else {
-								m.storage.failing(func(string, string) error {
-									if at := m.storage.ops - before; at == n || fault == "is cut off" && at > n {
-										return errStorage
-									}
-									return nil
-								})
-							}
-							_, _ = m.request(logical.UpdateOperation, "config/demo", moveTo2(map[string]any{"verify": verify}))
-							reached = m.storage.count()-before >= n
-							m.storage.losingAnswer(0)
-							m.storage.failing(nil)
-							if restarts {
-								m.reopen()
-							}
-							m.ticks(6)
-							m.hasRevoked(leaked)
-						})
-					})
-				}
-			}
-		}
-	}
-}
-
-func TestARevocationMovesThoughItIsNotInMemoryYet(t *testing.T) {
-	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.close()
-		m.backend = m.mountedOn(m.storage)
-		require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
-		m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
-		m.ticks(5)
-		seen, _ := m.forcedCalls()
-		require.Equal(t, 2, seen)
-	})
-}
-
-func TestARevocationOfAnAccountBeforeIsNotMoved(t *testing.T) {
-	for name, c := range map[string]struct {
-		first, then map[string]any
-		forced      int // calls that reach WeChat, besides the first
-	}{
-		"there and back":            {moveTo2(nil), account1(nil), 1},
-		"another appid, then moved": {account1(map[string]any{"appid": otherAppID, "verify": false}), moveTo2(map[string]any{"appid": otherAppID, "verify": false}), 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
-				m.write("demo", nil)
-				for range 3 {
-					m.ok(logical.UpdateOperation, "rotate/demo", nil)
-					time.Sleep(forcedSpacing)
-				}
-				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-				m.storage.failing(func(op, key string) error { // after the configuration is written
-					if op != "get" && key == "token/demo" {
-						return errStorage
-					}
-					return nil
-				})
-				_, _ = m.request(logical.UpdateOperation, "config/demo", c.first)
-				m.storage.failing(nil)
-				m.ok(logical.UpdateOperation, "config/demo", c.then)
-				m.ticks(10)
-				seen, _ := m.forcedCalls()
-				require.Equal(t, 4+c.forced, seen)
-				require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
-			})
-		})
-	}
 }
 
 // leavingContext ends the request's context after a list.
@@ -737,28 +455,5 @@ func TestAListOfStatusesWhoseCallerLeavesIsNotEmpty(t *testing.T) {
 			Storage: &leavingContext{m.storage, cancel},
 		})
 		require.ErrorIs(t, err, context.Canceled)
-	})
-}
-
-func TestARevocationThatIsCompleteIsNotMoved(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.storage.failing(func(op, key string) error {
-			if op == "delete" && strings.HasPrefix(key, framework.WALPrefix) {
-				return errStorage
-			}
-			return nil
-		})
-		time.Sleep(forcedSpacing + time.Second)
-		synctest.Wait()
-		m.storage.failing(nil)
-		require.Len(t, m.walEntries(), 1, "its announcement could not be withdrawn")
-		m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
-		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
-		m.ticks(5)
-		seen, _ := m.forcedCalls()
-		require.Equal(t, 2, seen)
-		require.Empty(t, m.walEntries())
 	})
 }

@@ -25,13 +25,14 @@ type keeper struct {
 	clock    clockReading        // when Vault's tick came last; guarded by mu
 }
 
-func newKeeper(log hclog.Logger, c *client, writable func() bool) *keeper {
+func newKeeper(log hclog.Logger, c *client, sender logical.EventSender, writable func() bool) *keeper {
 	k := &keeper{
 		common: &common{log: log, client: c, metrics: newMetrics(), writable: writable},
 		loaded: make(chan struct{}), clock: readClock(), accounts: make(map[string]*account),
 	}
 	c.observe = k.metrics.called
 	k.ctx, k.cancel = context.WithCancel(context.Background())
+	k.events = &events{ctx: k.ctx, log: log, sender: sender, busy: &k.schedule.busy, dropped: k.metrics.eventsDropped}
 	return k
 }
 

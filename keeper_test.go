@@ -741,34 +741,6 @@ func TestAClockThatIsSetBackInventsNoSuccess(t *testing.T) {
 	})
 }
 
-func TestAClockThatIsSetBackPostponesNoRevocation(t *testing.T) {
-	for name, after := range map[string]func(m *mount){
-		"over a restart": func(m *mount) {
-			m.close()
-			m.storedLater(8 * time.Hour)
-			m.open()
-		},
-		"before the account moves": func(m *mount) {
-			m.setClockBack(8 * time.Hour)
-			m.storedLater(8 * time.Hour)
-			require.NoError(m.t, m.tick(m.t.Context(), nil))
-			synctest.Wait()
-			m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-				m.write("demo", nil)
-				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-				after(m)
-				m.ticks(3)
-				seen, _ := m.forcedCalls()
-				require.Equal(t, 2, seen)
-			})
-		})
-	}
-}
-
 func TestAReportInAnOutageIsNotForgotten(t *testing.T) {
 	for _, syncInterval := range []string{"0", "5m", "24h"} {
 		t.Run("sync_interval "+syncInterval, func(t *testing.T) {

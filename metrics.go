@@ -34,7 +34,7 @@ type metrics struct {
 	forced struct{ replaced, same, lost, refused, limited prometheus.Counter }
 
 	exchanges  exchangeCounters
-	signatures struct{ signed, failed prometheus.Counter }
+	signatures struct{ signed, failed, unknown prometheus.Counter }
 
 	eventsDropped prometheus.Counter
 
@@ -103,8 +103,9 @@ func newMetrics() *metrics {
 		m.exchanges.answered.WithLabelValues(string(a), resultOK)
 	}
 
-	signatures := m.counters("signatures_total", "Signatures asked of sign/, by result: signed, failed.", "result")
+	signatures := m.counters("signatures_total", "Signatures asked of sign/, by result: signed, failed, unknown (no such account).", "result")
 	m.signatures.signed, m.signatures.failed = signatures.WithLabelValues("signed"), signatures.WithLabelValues("failed")
+	m.signatures.unknown = signatures.WithLabelValues("unknown")
 
 	m.eventsDropped = m.counter("events_dropped_total", "Events that were not sent because too many were waiting.")
 
@@ -147,16 +148,30 @@ func (m *metrics) called(c observedCall) {
 	m.durations.WithLabelValues(string(c.api)).Observe(c.duration.Seconds())
 }
 
-// waited counts a read that memory did not answer. known says whether there is the
-// account.
-func (m *metrics) waited(known bool, err error) {
+// read counts a read of a token. cached says that memory answered it, known that there
+// is the account.
+func (m *metrics) read(cached, known bool, err error) {
 	switch {
 	case err != nil:
 		m.reads.failed.Inc()
+	case cached:
+		m.reads.cached.Inc()
 	case known:
 		m.reads.fetched.Inc()
 	default:
 		m.reads.unknown.Inc()
+	}
+}
+
+// signed counts a request for a signature, as read does.
+func (m *metrics) signed(known bool, err error) {
+	switch {
+	case err != nil:
+		m.signatures.failed.Inc()
+	case known:
+		m.signatures.signed.Inc()
+	default:
+		m.signatures.unknown.Inc()
 	}
 }
 
@@ -208,10 +223,11 @@ func errcodeLabel(a api, errcode int) string {
 	return strconv.Itoa(errcode)
 }
 
-// watched is storage whose failures are counted.
+// watched is storage whose failures are counted, once however often it is asked for.
 func (m *metrics) watched(s logical.Storage) logical.Storage {
-	if s == nil { // there is none at registration
-		return nil
+	switch s.(type) {
+	case nil, *watchedStorage: // there is none at registration
+		return s
 	}
 	return &watchedStorage{s, m.storageFailures}
 }

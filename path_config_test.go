@@ -517,65 +517,6 @@ func TestAFieldThatIsNotKnownIsNamedAndTheOthersAreWritten(t *testing.T) {
 	})
 }
 
-func TestWhatBecomesOfARevocationWhenItsAccountChanges(t *testing.T) {
-	for name, c := range map[string]struct {
-		change map[string]any
-		ends   bool
-	}{
-		"appid":              {map[string]any{"appid": otherAppID}, true},
-		"appid, not tried":   {map[string]any{"appid": otherAppID, "verify": false}, true},
-		"appid and base_url": {map[string]any{"appid": otherAppID, "base_url": "http://localhost:80", "secret": testSecret}, true},
-		"base_url":           {map[string]any{"base_url": "http://localhost:80", "secret": testSecret}, false},
-		"base_url, not tried": {map[string]any{
-			"base_url": "http://localhost:80", "secret": testSecret, "verify": false,
-		}, false},
-		"secret":  {map[string]any{"secret": testSecret}, false},
-		"max_ttl": {map[string]any{"max_ttl": 60}, false},
-	} {
-		for _, restart := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s/restart %t", name, restart), func(t *testing.T) {
-				inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
-					m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
-					m.write("demo", map[string]any{"appid": otherAppID})
-					require.Nil(t, m.write("demo", nil), "nothing is pending that could end")
-					leaked := m.read("demo")["access_token"].(string)
-					m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-					resp := m.update("demo", c.change)
-					if c.ends {
-						require.NotNil(t, resp)
-						require.Len(t, resp.Warnings, 1)
-						require.Contains(t, resp.Warnings[0], "revocation that was pending has ended, incomplete")
-						require.Nil(t, m.statusOf("demo")["revocation"])
-						require.Empty(t, m.walEntries())
-					} else {
-						require.Nil(t, resp, "there is nothing to warn of")
-						require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
-						require.Len(t, m.walEntries(), 1)
-					}
-					require.Nil(t, m.update("demo", c.change), "the second time there is nothing to warn of")
-					if restart {
-						m.reopen()
-					}
-					m.ticks(5)
-					require.Empty(t, m.walEntries())
-					seen, effective := m.forcedCalls()
-					_, errcode := m.sim.Check(leaked)
-					if c.ends {
-						require.Equal(t, 1, seen)
-						require.Nil(t, m.statusOf("demo")["revocation"])
-						return
-					}
-					require.Equal(t, 2, seen, "in all")
-					require.Equal(t, 2, effective)
-					require.NotZero(t, errcode, "the leaked token is dead")
-					_, err := time.Parse(time.RFC3339, m.statusOf("demo")["revocation"].(string))
-					require.NoError(t, err)
-				})
-			})
-		}
-	}
-}
-
 func TestAConfigurationThatIsNotThereIsNotFound(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("team/a", nil)

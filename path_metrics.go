@@ -71,8 +71,8 @@ const stateUnloaded = "unloaded"
 var (
 	descBuild       = desc("build_info", "Always 1; the labels tell the plugin's version and the Go version that built it.", "version", "goversion")
 	descAccounts    = desc("accounts", "Accounts, by state; unloaded is one that storage has not given yet.", "state")
-	descDue         = desc("accounts_due", "Accounts that are due to be looked at and wait for a worker.")
-	descLag         = desc("accounts_due_lag_seconds", "How long the account that waits longest has been due.")
+	descDue         = desc("accounts_due", "Accounts, and tickets of theirs, that are due to be looked at and wait for a worker.")
+	descLag         = desc("accounts_due_lag_seconds", "How long the one of them that waits longest has been due.")
 	descRevocations = desc("revocations_pending", "Accounts whose leak response still waits for a forced refresh.")
 
 	descRemaining = desc("token_remaining_seconds", "Seconds that the account's token may still be handed out; 0 if there is none to hand out. An account that nobody has asked for a token has none of this.", "account")

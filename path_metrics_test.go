@@ -237,6 +237,32 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 				`wechat_calls_total{api="jscode2session",errcode="40029",result="code"}`: 1,
 			},
 		},
+		"a signature": {
+			func(m *mount) {
+				m.ok(logical.ReadOperation, "sign/demo", map[string]any{"url": "https://shop.example.com/"})
+			},
+			func(m *mount) {
+				m.ok(logical.ReadOperation, "sign/demo", map[string]any{"url": "https://shop.example.com/"})
+			},
+			map[string]float64{`wechat_signatures_total{result="signed"}`: 1},
+		},
+		"a signature for which there is no ticket": {
+			fail(wechatsim.Fault{API: wechatsim.APITicket, Kind: "errcode", Errcode: 40001}),
+			func(m *mount) {
+				m.refused(logical.UpdateOperation, "sign/demo", map[string]any{"url": "https://shop.example.com/"})
+			},
+			map[string]float64{
+				`wechat_signatures_total{result="failed"}`:                                    1,
+				`wechat_calls_total{api="getticket",errcode="40001",result="rejected token"}`: 1,
+			},
+		},
+		"a signature of an account that is not there": {
+			nil,
+			func(m *mount) {
+				m.refused(logical.ReadOperation, "sign/other", map[string]any{"url": "https://shop.example.com/"})
+			},
+			map[string]float64{`wechat_signatures_total{result="unknown"}`: 1},
+		},
 		"a quota that is cleared": {
 			nil,
 			func(m *mount) { m.ok(logical.UpdateOperation, "clear-quota/demo", nil) },
@@ -302,24 +328,28 @@ func TestTheTimeOfCallsIsMeasured(t *testing.T) {
 
 func TestLoginsInFlightAndTurnedAwayAreCounted(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", map[string]any{"request_timeout": "2s"})
-		m.sim.SetLatencyOf(wechatsim.APICode2Session, 10*time.Second)
+		m.write("demo", map[string]any{"request_timeout": "10s"})
+		m.write("hasty", map[string]any{"request_timeout": "1s"})
+		m.sim.SetLatencyOf(wechatsim.APICode2Session, 3*time.Second)
 		before := m.measured()
-		for range maxExchanges + 3 {
+		for range maxExchanges {
 			code := m.mini()
 			go func() {
-				_, _ = m.request(logical.UpdateOperation, "code2session/demo", map[string]any{"js_code": code})
+				_, _ = m.requestContext(context.Background(), logical.UpdateOperation, "code2session/demo", map[string]any{"js_code": code})
 			}()
 		}
 		synctest.Wait()
 		require.Equal(t, float64(maxExchanges), m.measured()["wechat_exchanges_in_flight"])
-		time.Sleep(4 * time.Second)
+		m.loginFails("hasty", m.mini())
+		time.Sleep(3 * time.Second)
 		synctest.Wait()
 		after := m.measured()
 		require.Zero(t, after["wechat_exchanges_in_flight"])
-		grown := growth(before, after)
-		require.Equal(t, float64(maxExchanges+3), grown["wechat_exchanges_turned_away_total"]+grown[`wechat_exchanges_total{api="jscode2session",result="unreachable"}`])
-		require.NotZero(t, grown["wechat_exchanges_turned_away_total"])
+		require.Equal(t, map[string]float64{
+			"wechat_exchanges_turned_away_total":                                  1,
+			`wechat_exchanges_total{api="jscode2session",result="ok"}`:            maxExchanges,
+			`wechat_calls_total{api="jscode2session",errcode="none",result="ok"}`: maxExchanges,
+		}, growth(before, after))
 	})
 }
 

@@ -10,8 +10,6 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-const statusPrefix = "status/"
-
 // revocationPending is shown while the second forced refresh of a revocation is
 // still to come.
 const revocationPending = "pending"

@@ -64,7 +64,11 @@ func (b *backend) readToken(ctx context.Context, req *logical.Request, name stri
 			return logical.ErrorResponse(err.Error()), nil
 		}
 	}
-	st, now, err := b.keeper.read(ctx, req.Storage, name)
+	st, now, cached, err := b.keeper.readMemory(name)
+	if !cached {
+		st, now, err = b.keeper.readWaiting(ctx, b.keeper.metrics.watched(req.Storage), name)
+	}
+	b.keeper.metrics.read(cached, st != nil, err)
 	if err != nil {
 		return failureResponse(fmt.Sprintf("no token for account %q", name), err)
 	}

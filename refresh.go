@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,22 +27,27 @@ var ruleForcing = rule{
 // time, asking WeChat if that is due. The state is nil if the account is not
 // configured. An error from WeChat is a *problem.
 func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (st *state, now time.Time, err error) {
+	st, now, answered, err := k.readMemory(name)
+	if !answered {
+		st, now, err = k.readWaiting(ctx, s, name)
+	}
+	return st, now, err
+}
+
+// readMemory is read as far as memory answers: nobody waits for anything.
+func (k *keeper) readMemory(name string) (st *state, now time.Time, answered bool, err error) {
 	now = wallClock()
 	if a := k.lookup(name); a != nil {
 		if st := a.current(); st != nil {
 			switch {
 			case st.servable(now):
-				k.metrics.reads.cached.Inc()
-				return st, now, nil
+				return st, now, true, nil
 			case !st.usable(now) && st.waits(now):
-				k.metrics.reads.failed.Inc()
-				return nil, now, st.failure.problem
+				return nil, now, true, st.failure.problem
 			}
 		}
 	}
-	st, now, err = k.readWaiting(ctx, k.metrics.watched(s), name)
-	k.metrics.waited(st != nil, err)
-	return st, now, err
+	return nil, now, false, nil
 }
 
 // readWaiting is read for what memory does not answer.
@@ -247,11 +253,21 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 	return a.publish(ctx, s, st.succeeded(g, tok, syncJitter()), stored), nil
 }
 
+// sendFailure sends the event of an attempt that failed.
+func (a *account) sendFailure(p *problem) {
+	ev := event{kind: eventRefreshFail, name: a.name, path: statusPrefix + a.name, dataPath: statusPrefix + a.name, more: []string{"class", string(p.class)}}
+	if p.errcode != 0 {
+		ev.more = append(ev.more, "errcode", strconv.Itoa(p.errcode))
+	}
+	a.events.send(ev)
+}
+
 // noteFailure is the state after an attempt that failed. The caller holds the lock.
 func (a *account) noteFailure(st *state, p *problem, begun time.Time) *state {
 	st = st.failed(p, begun, wallClock(), syncJitter())
 	a.setState(st)
 	a.metrics.refreshes.failed.Inc()
+	a.sendFailure(p)
 	a.log.Warn("no token from WeChat", append([]any{
 		"account", a.name, "appid", st.appID, "failures", st.failure.count, "next_attempt", timestamp(st.failure.next),
 	}, p.logFields()...)...)

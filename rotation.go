@@ -79,6 +79,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 			return nil, errUnmounted
 		}
 		p := asProblem(err)
+		a.sendFailure(p)
 		failed := st.failed(p, sent, wallClock(), syncJitter())
 		failed.failure.next = failed.failure.at // a normal call is to tell at once what holds
 		a.publish(ctx, s, failed, st.storedToken())

@@ -3,7 +3,6 @@ package wechat
 import (
 	"fmt"
 	"net/http"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -198,113 +197,11 @@ func TestReadersWaitWhileATokenIsBeingReplacedByForce(t *testing.T) {
 	})
 }
 
-func TestRevokeIsFollowedByASecondForcedRefresh(t *testing.T) {
-	for name, meanwhile := range map[string]func(m *mount){
-		"undisturbed":        func(*mount) {},
-		"restarted at once":  func(m *mount) { m.reopen() },
-		"restarted twice":    func(m *mount) { m.reopen(); time.Sleep(10 * time.Second); m.reopen() },
-		"sealed for an hour": func(m *mount) { m.close(); time.Sleep(time.Hour); m.open() },
-		"carried by the write-ahead log alone": func(m *mount) {
-			// As if the log could not be listed at the start.
-			m.keeper.lookup("demo").revocation.Store(nil)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
-				m.write("demo", nil)
-				leaked := m.read("demo")["access_token"].(string)
-				begin := time.Now()
-				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-				_, errcode := m.sim.Check(leaked)
-				require.Zero(t, errcode, "one forced refresh may leave the old token alive")
-				require.Equal(t, "pending", m.statusOf("demo")["revocation"])
-				meanwhile(m)
-				if name != "carried by the write-ahead log alone" {
-					require.Equal(t, "pending", m.statusOf("demo")["revocation"])
-				}
-				m.ticks(5)
-				seen, effective := m.forcedCalls()
-				require.Equal(t, 2, seen, "exactly once more")
-				require.Equal(t, 2, effective)
-				var forced []time.Time
-				for _, call := range m.sim.Calls("") {
-					if call.Forced {
-						forced = append(forced, call.Time)
-					}
-				}
-				require.GreaterOrEqual(t, forced[1].Sub(forced[0]), forcedSpacing)
-				_, errcode = m.sim.Check(leaked)
-				require.NotZero(t, errcode, "the leaked token is dead")
-				at, err := time.Parse(time.RFC3339, m.statusOf("demo")["revocation"].(string))
-				require.NoError(t, err)
-				require.True(t, at.After(begin))
-				require.Empty(t, m.walEntries())
-				m.reopen()
-				m.read("demo")
-				require.Equal(t, timestamp(at), m.statusOf("demo")["revocation"], "it is known after a restart, too")
-				m.ticks(5)
-				seen, _ = m.forcedCalls()
-				require.Equal(t, 2, seen)
-			})
-		})
-	}
-}
-
 func (m *mount) walEntries() []string {
 	m.t.Helper()
 	ids, err := framework.ListWAL(m.t.Context(), m.storage)
 	require.NoError(m.t, err)
 	return ids
-}
-
-func TestRevokeAgainDoesNotCancelWhatIsPending(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		revoke := map[string]any{"revoke": true}
-		m.ok(logical.UpdateOperation, "rotate/demo", revoke)
-		status, text := m.refused(logical.UpdateOperation, "rotate/demo", revoke)
-		require.Equal(t, http.StatusTooManyRequests, status)
-		require.Contains(t, text, "pending goes on")
-		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
-		require.Len(t, m.walEntries(), 1)
-		m.ticks(5)
-		seen, _ := m.forcedCalls()
-		require.Equal(t, 2, seen)
-	})
-}
-
-func TestARevocationThatIsAcceptedTakesThePlaceOfThePendingOne(t *testing.T) {
-	for name, meanwhile := range map[string]func(m *mount){
-		"undisturbed": func(*mount) {},
-		"restarted":   func(m *mount) { m.reopen() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-				m.write("demo", nil)
-				revoke := map[string]any{"revoke": true}
-				m.ok(logical.UpdateOperation, "rotate/demo", revoke)
-				first := m.walEntries()
-				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
-				time.Sleep(forcedSpacing)
-				synctest.Wait()
-				_, effective := m.forcedCalls()
-				require.Equal(t, 1, effective)
-				require.Equal(t, "pending", m.statusOf("demo")["revocation"], "the second forced refresh was refused")
-				require.Equal(t, first, m.walEntries())
-
-				m.ok(logical.UpdateOperation, "rotate/demo", revoke)
-				require.Len(t, m.walEntries(), 1, "the first is no longer announced")
-				require.NotEqual(t, first, m.walEntries())
-				meanwhile(m)
-				require.Equal(t, "pending", m.statusOf("demo")["revocation"])
-				m.ticks(5)
-				_, effective = m.forcedCalls()
-				require.Equal(t, 3, effective, "two of the second request")
-				require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
-				require.Empty(t, m.walEntries())
-			})
-		})
-	}
 }
 
 func TestAForcedRefreshThatFailsShowsInTheStatus(t *testing.T) {
@@ -318,17 +215,6 @@ func TestAForcedRefreshThatFailsShowsInTheStatus(t *testing.T) {
 		m.sim.ClearFaults()
 		m.read("demo") // without waiting
 		require.Equal(t, "healthy", m.statusOf("demo")["state"])
-	})
-}
-
-func TestRevokeOfAnAccountThatWasNeverRead(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", map[string]any{"verify": false})
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.ticks(5)
-		seen, _ := m.forcedCalls()
-		require.Equal(t, 2, seen)
-		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
 	})
 }
 
@@ -359,18 +245,6 @@ func TestASecondForcedRefreshThatFailsIsTriedForADay(t *testing.T) {
 	})
 }
 
-func TestARevocationStaysPendingWhileWeChatHandsOutTheSameToken(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.sim.Inject(wechatsim.Fault{Kind: "sametoken", Times: 2})
-		m.ticks(1)
-		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
-		m.ticks(10)
-		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
-	})
-}
-
 func TestADayOfTheSameTokenAgainLeavesSomeOfTheBudget(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
@@ -380,33 +254,6 @@ func TestADayOfTheSameTokenAgainLeavesSomeOfTheBudget(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
 		require.Greater(t, m.statusOf("demo")["rotations_remaining"], 2)
-	})
-}
-
-func TestTheSameTokenAgainIsAskedForWithGrowingDistance(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.sim.Inject(wechatsim.Fault{Kind: "sametoken", Mode: "forced"})
-		m.ticks(60)
-		var forced []time.Time
-		for _, call := range m.sim.Calls("") {
-			if call.Forced {
-				forced = append(forced, call.Time)
-			}
-		}
-		require.GreaterOrEqual(t, len(forced), 6)
-		require.Equal(t, forcedPerDay-len(forced), m.statusOf("demo")["rotations_remaining"], "each of them counts")
-		require.LessOrEqual(t, len(forced), forcedPerDay/2, "an hour leaves half of the day's to whoever needs them")
-		for n := 3; n < len(forced); n++ {
-			require.Greater(t, forced[n].Sub(forced[n-1]), forced[n-1].Sub(forced[n-2]), "the %d. distance", n)
-		}
-		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
-		m.sim.ClearFaults()
-		m.ticks(60)
-		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
-		_, effective := m.forcedCalls()
-		require.Equal(t, 2, effective)
 	})
 }
 
@@ -426,58 +273,6 @@ func TestTheSecondForcedRefreshWaitsForTheBudget(t *testing.T) {
 		m.ticks(23 * 60)
 		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
 		require.Greater(t, time.Since(begin), day)
-	})
-}
-
-func TestWhatBecomesOfARevocationWhenItsAccountGoes(t *testing.T) {
-	for name, c := range map[string]func(m *mount){
-		"deleted":               func(m *mount) { m.ok(logical.DeleteOperation, "config/demo", nil) },
-		"deleted and recreated": func(m *mount) { m.ok(logical.DeleteOperation, "config/demo", nil); m.write("demo", nil) },
-		"another appid": func(m *mount) {
-			m.write("demo", map[string]any{"appid": otherAppID})
-		},
-		"deleted while the log cannot be written": func(m *mount) {
-			m.storage.failing(func(op, key string) error {
-				if op == "delete" && strings.HasPrefix(key, framework.WALPrefix) {
-					return errStorage
-				}
-				return nil
-			})
-			m.ok(logical.DeleteOperation, "config/demo", nil)
-			m.storage.failing(nil)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
-				m.write("demo", nil)
-				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-				c(m)
-				m.ticks(5)
-				m.reopen()
-				m.ticks(5)
-				seen, _ := m.forcedCalls()
-				require.Equal(t, 1, seen)
-				require.Empty(t, m.walEntries())
-			})
-		})
-	}
-}
-
-func TestAnAccountThatIsCreatedAgainHasNoRevocationPending(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
-		m.ok(logical.DeleteOperation, "config/demo", nil)
-		require.Empty(t, m.walEntries())
-		require.Nil(t, m.keeper.lookup("demo"))
-		m.write("demo", nil) // before the background would have looked at it
-		require.Nil(t, m.statusOf("demo")["revocation"])
-		m.ticks(5)
-		require.Nil(t, m.statusOf("demo")["revocation"])
-		seen, _ := m.forcedCalls()
-		require.Equal(t, 1, seen)
 	})
 }
 
@@ -793,5 +588,47 @@ func TestAClockThatWasSetBackBlocksNobodyAndLosesNoCount(t *testing.T) {
 		require.Equal(t, http.StatusTooManyRequests, status)
 		time.Sleep(day + time.Hour)
 		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+	})
+}
+
+// Version 0.1.0-dev did not tell upstreams apart, and stored plain times.
+func TestTheHistoryOfAnOlderVersionIsTakenOver(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		leaked := m.read("demo")["access_token"]
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.close()
+		// As that version left it: numbered epochs, and a revocation that names none.
+		tok, err := readToken(t.Context(), m.storage, "demo")
+		require.NoError(t, err)
+		tok.Epoch = 7
+		require.NoError(t, writeEntry(t.Context(), m.storage, "token/demo", tok))
+		require.NoError(t, writeEntry(t.Context(), m.storage, rotationPrefix+testAppID, map[string]any{
+			"version": 1, "epoch": 7, "forced": []time.Time{time.Now(), time.Now()},
+		}))
+		require.NoError(t, m.storage.Delete(t.Context(), historyKey(account1Config())))
+		all, err := readRevocations(t.Context(), m.storage, m.walEntries())
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		require.NoError(t, all[0].withdraw(t.Context(), m.storage))
+		all[0].Epoch = 0
+		require.NoError(t, all[0].announce(t.Context(), m.storage))
+		calls := m.calls()
+		m.open()
+		require.Equal(t, tok.AccessToken, m.read("demo")["access_token"])
+		require.Equal(t, calls, m.calls(), "the token is good by the epoch of then")
+		require.Equal(t, 18, m.statusOf("demo")["rotations_remaining"])
+		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
+		m.ticks(3)
+		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+		require.Equal(t, 17, m.statusOf("demo")["rotations_remaining"])
+		require.NotEqual(t, leaked, m.read("demo")["access_token"])
+
+		// What is stored since is of one upstream, and no other takes it over.
+		m.write("elsewhere", map[string]any{"base_url": "http://localhost:80"})
+		require.Equal(t, 18, m.statusOf("elsewhere")["rotations_remaining"], "the old entry is still there, for whoever has not taken it over yet")
+		require.NoError(t, writeEntry(t.Context(), m.storage, rotationPrefix+testAppID, m.history()))
+		m.write("other", map[string]any{"base_url": "http://127.0.0.3:80"})
+		require.Equal(t, forcedPerDay, m.statusOf("other")["rotations_remaining"])
 	})
 }

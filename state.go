@@ -378,9 +378,10 @@ func (st *state) isCurrent(value string) bool {
 	return st.token != nil && st.token.AccessToken == value
 }
 
-// sameToken reports whether the token is that of the other state.
+// sameToken reports whether the token is that of the other state. The nil state has
+// none.
 func (st *state) sameToken(other *state) bool {
-	return other.token != nil && st.isCurrent(other.token.AccessToken)
+	return st != nil && other.token != nil && st.isCurrent(other.token.AccessToken)
 }
 
 // isAnother reports whether somebody to whom WeChat rejected a token, which may be

@@ -20,6 +20,10 @@ const (
 	rotationPrefix = "rotation/"
 )
 
+// statusPrefix is where the health of an account is read: a path, not an area of
+// storage.
+const statusPrefix = "status/"
+
 // schemaVersion is written into every storage entry, so that a later version can
 // tell what it reads.
 const schemaVersion = 1

@@ -20,7 +20,7 @@ func (k *keeper) ticket(ctx context.Context, s logical.Storage, name string, kin
 		st = a.current()
 	}
 	if st == nil {
-		if a, st, err = k.acquireLoaded(ctx, s, name); err != nil {
+		if a, st, err = k.acquireLoaded(ctx, k.metrics.watched(s), name); err != nil {
 			return nil, nil, now, err
 		}
 		k.release(a)
@@ -38,7 +38,7 @@ func (k *keeper) ticket(ctx context.Context, s logical.Storage, name string, kin
 			return nil, st, now, ts.failure.problem
 		}
 	}
-	ts, now, err = k.freshTicket(ctx, s, t, st)
+	ts, now, err = k.freshTicket(ctx, k.metrics.watched(s), t, st)
 	return ts, st, now, err
 }
 

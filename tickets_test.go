@@ -563,7 +563,7 @@ func TestAWriteThatLeavesTheAccountTheSameKeepsItsTicket(t *testing.T) {
 func TestAFailingStorageLosesNoTicket(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
-		m.storage.failing(func(op, key string) error {
+		m.storage.failing(func(op, _ string) error {
 			if op == "put" {
 				return errStorage
 			}

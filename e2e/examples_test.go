@@ -32,8 +32,8 @@ import (
 // README leads to all that is below the folder.
 var exampleLink = regexp.MustCompile(`\(\.\./examples/([^)]+)\)`)
 
-// Every example is put to a test and is found from both pages on using the token:
-// none may be added without either.
+// Every example is put to a test and is found, in both languages, from the page on
+// using the token or the one on operation: none may be added without either.
 func TestEveryExampleIsTestedAndLinkedTo(t *testing.T) {
 	t.Parallel()
 	tested := []string{
@@ -46,6 +46,7 @@ func TestEveryExampleIsTestedAndLinkedTo(t *testing.T) {
 		"policies/application.hcl", "policies/every-team.hcl", "policies/login-service.hcl", "policies/mini-program.hcl",
 		"policies/monitoring.hcl", "policies/on-call.hcl", "policies/operator.hcl", "policies/page-server.hcl",
 		"policies/team.hcl", "policies/web-login.hcl", "policies/wrapped.hcl", // policy_test.go
+		"prometheus/dashboard.json", "prometheus/prometheus.yml", "prometheus/rules.yml", "prometheus/rules_test.yml", // prometheus_test.go
 		"sdk/README.md", "sdk/README.zh-CN.md", "sdk/node/nest-wechat.mjs", "sdk/node/node-easywechat.mjs",
 		"sdk/node/package-lock.json", "sdk/node/package.json", "sdk/node/try.mjs", "sdk/node/vault.mjs", "sdk/node/wechat-api.mjs",
 		"sdk/node/wechat-jssdk.mjs", "sdk/silenceper/go.mod", "sdk/silenceper/go.sum", "sdk/silenceper/main.go", "sdk/silenceper/vault.go", // TestSDKsNeedNoAppSecret
@@ -69,9 +70,13 @@ func TestEveryExampleIsTestedAndLinkedTo(t *testing.T) {
 	if !slices.Equal(found, tested) {
 		t.Errorf("the examples are\n%v, those with a test\n%v", found, tested)
 	}
-	for _, page := range []string{"using-the-token.md", "using-the-token.zh-CN.md"} {
+	for _, language := range []string{".md", ".zh-CN.md"} {
+		page := "using-the-token" + language
 		text, err := os.ReadFile(filepath.Join("..", "docs", page))
 		must(t, err)
+		operation, err := os.ReadFile(filepath.Join("..", "docs", "operate"+language))
+		must(t, err)
+		text = append(text, operation...)
 		linked := map[string]bool{}
 		for _, m := range exampleLink.FindAllSubmatch(text, -1) {
 			link := string(m[1])

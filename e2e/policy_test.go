@@ -34,7 +34,7 @@ func (p permission) area() string {
 // permissions are those that exist for the named accounts. Deletions come last,
 // for nothing else is possible afterwards.
 func permissions(accounts ...string) []permission {
-	var all []permission
+	all := []permission{{"read", "metrics"}}
 	for _, name := range accounts {
 		all = append(
 			all,
@@ -184,7 +184,7 @@ func TestEachRoleMayDoItsPartOnly(t *testing.T) {
 	for role, granted := range map[string]func(permission) bool{
 		"operator":   of("config/", "status/"),
 		"on-call":    of("refresh/", "rotate/", "clear-quota/", "status/"),
-		"monitoring": of("status/"),
+		"monitoring": of("status/", "metrics"),
 		"team":       of("token/team-a/", "refresh/team-a/", "status/team-a/"),
 		"application": exactly(
 			permission{"read", "token/team-a/shop"},

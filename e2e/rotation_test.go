@@ -219,7 +219,7 @@ func hourly(n int, leaves time.Time) []time.Time {
 
 func TestTwentyRotationsInARollingDay(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t)
+	e := newEngineOn(t, ownVault(t)) // a reload ends the process that all mounts of a server share
 	account := e.account(wechatsim.Account{})
 	e.configure(t, "myapp", account, noSync)
 	leaves := time.Now().Add(40 * time.Second)

@@ -8,7 +8,8 @@
 # On a busy machine GOFLAGS=-parallel=8 lets fewer tests run at a time.
 #
 # Where a test cannot run on a server it skips itself and says why. The last lines
-# sum up what ran where, as rows of a Markdown table.
+# sum up what ran where, as rows of a Markdown table, and what this machine lacks a
+# program for.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -28,7 +29,7 @@ run() {
 	host=$("$1" version | sed -n '1s/^\([^ ]*\) v\([^ ,]*\).*/\1 \2/p')
 	echo "=== $host"
 	{
-		VAULT_BIN=$1 go test -tags e2e -count=1 -v -timeout 30m -skip '^TestCluster' ./e2e && status=0 || status=$?
+		VAULT_BIN=$1 NOT_RUN=$results/not-run go test -tags e2e -count=1 -v -timeout 30m -skip '^TestCluster' ./e2e && status=0 || status=$?
 		echo "$status" >"$results/status"
 	} 2>&1 | tee "$results/log"
 	[ "$(cat "$results/status")" -eq 0 ] || failed=1
@@ -49,4 +50,9 @@ echo
 echo '| server | date | passed | skipped | failed |'
 echo '| --- | --- | ---: | ---: | ---: |'
 cat "$results/rows"
+if [ -s "$results/not-run" ]; then
+	echo
+	echo 'NOT RUN on this machine:'
+	sort -u "$results/not-run" | sed 's/^/  /'
+fi
 exit "$failed"

@@ -1,0 +1,714 @@
+package wechat
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+func TestRevokeIsFollowedByASecondForcedRefresh(t *testing.T) {
+	for name, meanwhile := range map[string]func(m *mount){
+		"undisturbed":        func(*mount) {},
+		"restarted at once":  func(m *mount) { m.reopen() },
+		"restarted twice":    func(m *mount) { m.reopen(); time.Sleep(10 * time.Second); m.reopen() },
+		"sealed for an hour": func(m *mount) { m.close(); time.Sleep(time.Hour); m.open() },
+		"carried by the write-ahead log alone": func(m *mount) {
+			// As if the log could not be listed at the start.
+			m.keeper.lookup("demo").revocation.Store(nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				leaked := m.read("demo")["access_token"].(string)
+				begin := time.Now()
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				_, errcode := m.sim.Check(leaked)
+				require.Zero(t, errcode, "one forced refresh may leave the old token alive")
+				require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+				meanwhile(m)
+				if name != "carried by the write-ahead log alone" {
+					require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+				}
+				m.ticks(5)
+				seen, effective := m.forcedCalls()
+				require.Equal(t, 2, seen, "exactly once more")
+				require.Equal(t, 2, effective)
+				var forced []time.Time
+				for _, call := range m.sim.Calls("") {
+					if call.Forced {
+						forced = append(forced, call.Time)
+					}
+				}
+				require.GreaterOrEqual(t, forced[1].Sub(forced[0]), forcedSpacing)
+				_, errcode = m.sim.Check(leaked)
+				require.NotZero(t, errcode, "the leaked token is dead")
+				at, err := time.Parse(time.RFC3339, m.statusOf("demo")["revocation"].(string))
+				require.NoError(t, err)
+				require.True(t, at.After(begin))
+				require.Empty(t, m.walEntries())
+				m.reopen()
+				m.read("demo")
+				require.Equal(t, timestamp(at), m.statusOf("demo")["revocation"], "it is known after a restart, too")
+				m.ticks(5)
+				seen, _ = m.forcedCalls()
+				require.Equal(t, 2, seen)
+			})
+		})
+	}
+}
+
+func TestRevokeAgainDoesNotCancelWhatIsPending(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		revoke := map[string]any{"revoke": true}
+		m.ok(logical.UpdateOperation, "rotate/demo", revoke)
+		status, text := m.refused(logical.UpdateOperation, "rotate/demo", revoke)
+		require.Equal(t, http.StatusTooManyRequests, status)
+		require.Contains(t, text, "pending goes on")
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		require.Len(t, m.walEntries(), 1)
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+	})
+}
+
+func TestARevocationThatIsAcceptedTakesThePlaceOfThePendingOne(t *testing.T) {
+	for name, meanwhile := range map[string]func(m *mount){
+		"undisturbed": func(*mount) {},
+		"restarted":   func(m *mount) { m.reopen() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				revoke := map[string]any{"revoke": true}
+				m.ok(logical.UpdateOperation, "rotate/demo", revoke)
+				first := m.walEntries()
+				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
+				time.Sleep(forcedSpacing)
+				synctest.Wait()
+				_, effective := m.forcedCalls()
+				require.Equal(t, 1, effective)
+				require.Equal(t, "pending", m.statusOf("demo")["revocation"], "the second forced refresh was refused")
+				require.Equal(t, first, m.walEntries())
+
+				m.ok(logical.UpdateOperation, "rotate/demo", revoke)
+				require.Len(t, m.walEntries(), 1, "the first is no longer announced")
+				require.NotEqual(t, first, m.walEntries())
+				meanwhile(m)
+				require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+				m.ticks(5)
+				_, effective = m.forcedCalls()
+				require.Equal(t, 3, effective, "two of the second request")
+				require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+				require.Empty(t, m.walEntries())
+			})
+		})
+	}
+}
+
+func TestRevokeOfAnAccountThatWasNeverRead(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestARevocationStaysPendingWhileWeChatHandsOutTheSameToken(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.sim.Inject(wechatsim.Fault{Kind: "sametoken", Times: 2})
+		m.ticks(1)
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		m.ticks(10)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestTheSameTokenAgainIsAskedForWithGrowingDistance(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.sim.Inject(wechatsim.Fault{Kind: "sametoken", Mode: "forced"})
+		m.ticks(60)
+		var forced []time.Time
+		for _, call := range m.sim.Calls("") {
+			if call.Forced {
+				forced = append(forced, call.Time)
+			}
+		}
+		require.GreaterOrEqual(t, len(forced), 6)
+		require.Equal(t, forcedPerDay-len(forced), m.statusOf("demo")["rotations_remaining"], "each of them counts")
+		require.LessOrEqual(t, len(forced), forcedPerDay/2, "an hour leaves half of the day's to whoever needs them")
+		for n := 3; n < len(forced); n++ {
+			require.Greater(t, forced[n].Sub(forced[n-1]), forced[n-1].Sub(forced[n-2]), "the %d. distance", n)
+		}
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		m.sim.ClearFaults()
+		m.ticks(int(backoffSame.most / time.Minute))
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+		_, effective := m.forcedCalls()
+		require.Equal(t, 2, effective)
+	})
+}
+
+func TestWhatBecomesOfARevocationWhenItsAccountGoes(t *testing.T) {
+	for name, c := range map[string]func(m *mount){
+		"deleted":               func(m *mount) { m.ok(logical.DeleteOperation, "config/demo", nil) },
+		"deleted and recreated": func(m *mount) { m.ok(logical.DeleteOperation, "config/demo", nil); m.write("demo", nil) },
+		"another appid": func(m *mount) {
+			m.write("demo", map[string]any{"appid": otherAppID})
+		},
+		"deleted while the log cannot be written": func(m *mount) {
+			m.storage.failing(func(op, key string) error {
+				if op == "delete" && strings.HasPrefix(key, framework.WALPrefix) {
+					return errStorage
+				}
+				return nil
+			})
+			m.ok(logical.DeleteOperation, "config/demo", nil)
+			m.storage.failing(nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("demo", nil)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				c(m)
+				m.ticks(5)
+				m.reopen()
+				m.ticks(5)
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 1, seen)
+				require.Empty(t, m.walEntries())
+			})
+		})
+	}
+}
+
+func TestAnAccountThatIsCreatedAgainHasNoRevocationPending(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		m.ok(logical.DeleteOperation, "config/demo", nil)
+		require.Empty(t, m.walEntries())
+		require.Nil(t, m.keeper.lookup("demo"))
+		m.write("demo", nil) // before the background would have looked at it
+		require.Nil(t, m.statusOf("demo")["revocation"])
+		m.ticks(5)
+		require.Nil(t, m.statusOf("demo")["revocation"])
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 1, seen)
+	})
+}
+
+func TestATickDuringARefusedRevocationDoesNotTakeItUp(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"request_timeout": 30})
+		m.sim.SetLatency(15 * time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45011, Times: 1})
+		var caller sync.WaitGroup
+		caller.Go(func() {
+			status, _ := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+			require.Equal(t, http.StatusTooManyRequests, status)
+		})
+		time.Sleep(walMinAge + 2*time.Second)
+		m.rollbackTick()
+		caller.Wait()
+		m.sim.SetLatency(0)
+		m.ticks(10)
+		_, effective := m.forcedCalls()
+		require.Zero(t, effective, "the caller was told that nothing was replaced")
+		require.Nil(t, m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestAnUnreadableAnnouncementKeepsNoRevocationBack(t *testing.T) {
+	for _, unreadable := range []string{`not json`, `{"type":"revocation","data":{"name":7}}`} {
+		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+			m.write("demo", nil)
+			m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+			m.close()
+			require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{Key: framework.WALPrefix + "zzz", Value: []byte(unreadable)}))
+			m.open()
+			m.ticks(5)
+			_, effective := m.forcedCalls()
+			require.Equal(t, 2, effective)
+		})
+	}
+}
+
+func TestARevokeThatWasNotBegunPromisesNothing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.storage.failing(func(op, key string) error {
+			if op == "get" && key == "config/demo" {
+				return errStorage
+			}
+			return nil
+		})
+		err := m.try(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.storage.failing(nil)
+		require.ErrorContains(t, err, "was not replaced")
+		require.Nil(t, m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestARevokeRefusedWhileTheMountStartsIsNotCarriedOut(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.close()
+		require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{
+			Key: framework.WALPrefix + "zzz", Value: []byte(`{"type":"change","data":{"name":"demo"},"created_at":1}`),
+		}))
+		m.sim.SetLatency(time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45011, Times: 1})
+		var caller sync.WaitGroup
+		m.at("list", "config/", func() {
+			caller.Go(func() { m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true}) })
+			time.Sleep(100 * time.Millisecond) // it is announced
+			m.at("get", framework.WALPrefix+"zzz", func() { time.Sleep(3 * time.Second) })
+		})
+		m.open()
+		time.Sleep(5 * time.Second)
+		caller.Wait()
+		m.sim.SetLatency(0)
+		m.ticks(10)
+		_, effective := m.forcedCalls()
+		require.Zero(t, effective)
+	})
+}
+
+func TestAnotherAccountDoesNotShowTheOldOnesRevocation(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.write("demo", map[string]any{"appid": otherAppID})
+		require.Nil(t, m.statusOf("demo")["revocation"])
+		require.Empty(t, m.walEntries())
+	})
+}
+
+func TestAPendingRevocationIsTakenUpThoughReadersAreBusyAtTheStart(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.close()
+		// A reader holds the account while the write-ahead log is read.
+		held, goOn := make(chan struct{}), make(chan struct{})
+		m.at("list", "config/", func() { close(held); <-goOn })
+		m.backend = m.mountedOn(m.storage)
+		require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
+		<-held
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"], "storage tells before memory does")
+		busy, err := m.keeper.acquire(t.Context(), "demo")
+		require.NoError(t, err)
+		close(goOn)
+		synctest.Wait()
+		m.keeper.release(busy)
+		time.Sleep(forcedSpacing + startHoldOff) // no tick is needed
+		synctest.Wait()
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestARevocationSurvivesAnotherBaseURL(t *testing.T) {
+	for name, c := range map[string]struct {
+		changes map[string]any
+		fail    string // the write that fails the first time
+		reopens bool
+	}{
+		"tried":                              {nil, "", false},
+		"not tried":                          {map[string]any{"verify": false}, "", false},
+		"restarted":                          {nil, "", true},
+		"not tried, restarted":               {map[string]any{"verify": false}, "", true},
+		"its configuration fails":            {nil, "config/demo", false},
+		"its token fails":                    {nil, "token/demo", false},
+		"its configuration fails, restarted": {nil, "config/demo", true},
+		"its token fails, restarted":         {nil, "token/demo", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				leaked := m.read("demo")["access_token"].(string)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				change := moveTo2(c.changes)
+				if c.fail != "" {
+					m.storage.failing(func(op, key string) error {
+						if op == "put" && key == c.fail {
+							return errStorage
+						}
+						return nil
+					})
+					_, err := m.request(logical.UpdateOperation, "config/demo", change)
+					require.Equal(t, c.fail == "config/demo", err != nil, "a token that is not stored is served from memory")
+					m.storage.failing(nil)
+				} else {
+					resp := m.ok(logical.UpdateOperation, "config/demo", change)
+					require.Nil(t, resp, "without a warning")
+				}
+				if c.reopens {
+					m.reopen()
+				}
+				m.ticks(4)
+				m.hasRevoked(leaked)
+			})
+		})
+	}
+}
+
+func TestARevocationCountsNoRotationThatWeChatMadeByItself(t *testing.T) {
+	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		time.Sleep(maxLifetime - overlap - 30*time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable})
+		m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		time.Sleep(40 * time.Second)
+		m.sim.ClearFaults()
+		m.ticks(4)
+		require.NotContains(t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
+		_, effective := m.forcedCalls()
+		require.Equal(t, 2, effective)
+	})
+}
+
+func TestARevocationThatMovesIsNeitherLostNorDoubled(t *testing.T) {
+	for _, fault := range []string{"fails", "loses its answer", "is cut off"} {
+		for _, verify := range []bool{true, false} {
+			for _, restarts := range []bool{true, false} {
+				for n, reached := 1, true; reached; n++ {
+					t.Run(fmt.Sprintf("operation %d %s, verify %t, restarts %t", n, fault, verify, restarts), func(t *testing.T) {
+						inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(_ *testing.T, m *mount) {
+							m.write("demo", nil)
+							leaked := m.read("demo")["access_token"].(string)
+							m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+							before := m.storage.count()
+							if fault == "loses its answer" {
+								m.storage.losingAnswer(n)
+							} else {
+								m.storage.failing(func(string, string) error {
+									if at := m.storage.ops - before; at == n || fault == "is cut off" && at > n {
+										return errStorage
+									}
+									return nil
+								})
+							}
+							_, _ = m.request(logical.UpdateOperation, "config/demo", moveTo2(map[string]any{"verify": verify}))
+							reached = m.storage.count()-before >= n
+							m.storage.losingAnswer(0)
+							m.storage.failing(nil)
+							if restarts {
+								m.reopen()
+							}
+							m.ticks(6)
+							m.hasRevoked(leaked)
+						})
+					})
+				}
+			}
+		}
+	}
+}
+
+func TestARevocationMovesThoughItIsNotInMemoryYet(t *testing.T) {
+	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.close()
+		m.backend = m.mountedOn(m.storage)
+		require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
+		m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+	})
+}
+
+func TestARevocationOfAnAccountBeforeIsNotMoved(t *testing.T) {
+	for name, c := range map[string]struct {
+		first, then map[string]any
+		forced      int // calls that reach WeChat, besides the first
+	}{
+		"there and back":            {moveTo2(nil), account1(nil), 1},
+		"another appid, then moved": {account1(map[string]any{"appid": otherAppID, "verify": false}), moveTo2(map[string]any{"appid": otherAppID, "verify": false}), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("demo", nil)
+				for range 3 {
+					m.ok(logical.UpdateOperation, "rotate/demo", nil)
+					time.Sleep(forcedSpacing)
+				}
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				m.storage.failing(func(op, key string) error { // after the configuration is written
+					if op != "get" && key == "token/demo" {
+						return errStorage
+					}
+					return nil
+				})
+				_, _ = m.request(logical.UpdateOperation, "config/demo", c.first)
+				m.storage.failing(nil)
+				m.ok(logical.UpdateOperation, "config/demo", c.then)
+				m.ticks(10)
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 4+c.forced, seen)
+				require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+			})
+		})
+	}
+}
+
+func TestARevocationThatIsCompleteIsNotMoved(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.storage.failing(func(op, key string) error {
+			if op == "delete" && strings.HasPrefix(key, framework.WALPrefix) {
+				return errStorage
+			}
+			return nil
+		})
+		time.Sleep(forcedSpacing + time.Second)
+		synctest.Wait()
+		m.storage.failing(nil)
+		require.Len(t, m.walEntries(), 1, "its announcement could not be withdrawn")
+		m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+		require.Empty(t, m.walEntries())
+	})
+}
+
+// moveTo2 gives the account another base_url of the same platform.
+func moveTo2(changes map[string]any) map[string]any {
+	data := account1(map[string]any{"base_url": "http://127.0.0.2"})
+	maps.Copy(data, changes)
+	return data
+}
+
+// hasRevoked checks that the revocation of the account demo took two forced calls,
+// that the leaked token is dead, and that nothing is left to do.
+func (m *mount) hasRevoked(leaked string) {
+	m.t.Helper()
+	require.NotContains(m.t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
+	require.Empty(m.t, m.walEntries())
+	seen, _ := m.forcedCalls()
+	require.Equal(m.t, 2, seen)
+	_, errcode := m.sim.Check(leaked)
+	require.NotZero(m.t, errcode)
+	m.read("demo")
+}
+
+func TestAClockThatIsSetBackPostponesNoRevocation(t *testing.T) {
+	for name, after := range map[string]func(m *mount){
+		"over a restart": func(m *mount) {
+			m.close()
+			m.storedLater(8 * time.Hour)
+			m.open()
+		},
+		"before the account moves": func(m *mount) {
+			m.setClockBack(8 * time.Hour)
+			m.storedLater(8 * time.Hour)
+			require.NoError(m.t, m.tick(m.t.Context(), nil))
+			synctest.Wait()
+			m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				after(m)
+				m.ticks(3)
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 2, seen)
+			})
+		})
+	}
+}
+
+func TestWhatBecomesOfARevocationWhenItsAccountChanges(t *testing.T) {
+	for name, c := range map[string]struct {
+		change map[string]any
+		ends   bool
+	}{
+		"appid":              {map[string]any{"appid": otherAppID}, true},
+		"appid, not tried":   {map[string]any{"appid": otherAppID, "verify": false}, true},
+		"appid and base_url": {map[string]any{"appid": otherAppID, "base_url": "http://localhost:80", "secret": testSecret}, true},
+		"base_url":           {map[string]any{"base_url": "http://localhost:80", "secret": testSecret}, false},
+		"base_url, not tried": {map[string]any{
+			"base_url": "http://localhost:80", "secret": testSecret, "verify": false,
+		}, false},
+		"secret":  {map[string]any{"secret": testSecret}, false},
+		"max_ttl": {map[string]any{"max_ttl": 60}, false},
+	} {
+		for _, restart := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/restart %t", name, restart), func(t *testing.T) {
+				inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+					m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+					m.write("demo", map[string]any{"appid": otherAppID})
+					require.Nil(t, m.write("demo", nil), "nothing is pending that could end")
+					leaked := m.read("demo")["access_token"].(string)
+					m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+					resp := m.update("demo", c.change)
+					if c.ends {
+						require.NotNil(t, resp)
+						require.Len(t, resp.Warnings, 1)
+						require.Contains(t, resp.Warnings[0], "revocation that was pending has ended, incomplete")
+						require.Nil(t, m.statusOf("demo")["revocation"])
+						require.Empty(t, m.walEntries())
+					} else {
+						require.Nil(t, resp, "there is nothing to warn of")
+						require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
+						require.Len(t, m.walEntries(), 1)
+					}
+					require.Nil(t, m.update("demo", c.change), "the second time there is nothing to warn of")
+					if restart {
+						m.reopen()
+					}
+					m.ticks(5)
+					require.Empty(t, m.walEntries())
+					seen, effective := m.forcedCalls()
+					_, errcode := m.sim.Check(leaked)
+					if c.ends {
+						require.Equal(t, 1, seen)
+						require.Nil(t, m.statusOf("demo")["revocation"])
+						return
+					}
+					require.Equal(t, 2, seen, "in all")
+					require.Equal(t, 2, effective)
+					require.NotZero(t, errcode, "the leaked token is dead")
+					_, err := time.Parse(time.RFC3339, m.statusOf("demo")["revocation"].(string))
+					require.NoError(t, err)
+				})
+			})
+		}
+	}
+}
+
+func TestARevocationInTheLastMinutesOfATokenTakesTwoForcedCalls(t *testing.T) {
+	for name, account := range map[string]wechatsim.Account{
+		"a token near its end":       {Lifetime: maxLifetime},
+		"tokens that live for 300 s": {Lifetime: overlap, Overlap: time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, account, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.reopenWithoutBackground() // which would replace it
+				time.Sleep(account.Lifetime - 100*time.Second)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				m.open()
+				m.ticks(30)
+				seen, effective := m.forcedCalls()
+				require.Equal(t, 2, seen)
+				require.Equal(t, 2, effective)
+				require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+			})
+		})
+	}
+}
+
+func TestARevokeThatWasRefusedIsNeverCarriedOut(t *testing.T) {
+	for name, then := range map[string]func(m *mount){
+		"while the plugin lives": func(*mount) {},
+		"after a restart":        func(m *mount) { m.reopen() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.storage.failing(deletesFail)
+				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
+				_, text := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				require.Contains(t, text, "was not replaced")
+				require.NotEmpty(t, m.walEntries(), "its announcement could not be taken back")
+				require.Nil(t, m.statusOf("demo")["revocation"])
+				then(m)
+				m.storage.failing(nil)
+				m.ticks(10)
+				_, effective := m.forcedCalls()
+				require.Zero(t, effective)
+				require.Empty(t, m.walEntries())
+			})
+		})
+	}
+}
+
+func TestAConfigWriteEndsTheWaitOfAPendingRevocation(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40164, Mode: "forced"})
+		m.ticks(60) // and its attempts are ten minutes apart
+		m.sim.ClearFaults()
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		require.NotEqual(t, revocationPending, m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestADeleteThatFailsHalfwayLeavesNoRevocation(t *testing.T) {
+	for _, key := range []string{"config/demo", "token/demo"} {
+		t.Run(key, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				m.storage.failing(func(op, k string) error {
+					if op == "delete" && k == key {
+						return errStorage
+					}
+					return nil
+				})
+				m.refused(logical.DeleteOperation, "config/demo", nil)
+				m.storage.failing(nil)
+				m.ok(logical.DeleteOperation, "config/demo", nil)
+				m.ticks(2)
+				require.Empty(t, m.walEntries())
+				require.Empty(t, m.known())
+				m.write("demo", nil)
+				require.Nil(t, m.statusOf("demo")["revocation"])
+				m.ticks(5)
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 1, seen)
+			})
+		})
+	}
+}
+
+func TestAClockSetForwardByADayDropsNoPendingRevocation(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		setClock(t, day+time.Hour)
+		m.ticks(3)
+		seen, effective := m.forcedCalls()
+		require.Equal(t, 2, seen)
+		require.Equal(t, 2, effective)
+		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+	})
+}

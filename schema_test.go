@@ -1,0 +1,95 @@
+package wechat
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+// schemas holds what each version of the storage schema has written: one folder a
+// version, one file a storage key, "%2F" in its name standing for a slash. Files of a
+// released version are never changed; a new version adds a folder.
+const schemas = "testdata/schema"
+
+// holdSchema puts what a schema version has written into storage.
+func (m *mount) holdSchema(folder string) {
+	m.t.Helper()
+	files, err := os.ReadDir(filepath.Join(schemas, folder))
+	require.NoError(m.t, err)
+	require.NotEmpty(m.t, files)
+	for _, file := range files {
+		value, err := os.ReadFile(filepath.Join(schemas, folder, file.Name()))
+		require.NoError(m.t, err)
+		key := keyOfFile(file.Name())
+		require.NoError(m.t, m.storage.Put(m.t.Context(), &logical.StorageEntry{Key: key, Value: value}))
+	}
+}
+
+// Whatever an earlier version has written is read, and used without a call of WeChat.
+func TestEveryEarlierSchemaIsRead(t *testing.T) {
+	folders, err := os.ReadDir(schemas)
+	require.NoError(t, err)
+	require.Len(t, folders, schemaVersion)
+	for _, folder := range folders {
+		t.Run(folder.Name(), func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.close()
+				written := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+				time.Sleep(time.Until(written.Add(10 * time.Second)))
+				m.holdSchema(folder.Name())
+				m.backend = m.mountedOn(m.storage) // and nothing in the background
+
+				require.Equal(t, map[string]any{
+					"appid": testAppID, "secret_set_time": "2026-11-25T12:00:00Z", "base_url": testURL, "proxy_url": "", "ca_pem": "",
+					"request_timeout": int64(7), "sync_interval": int64(0), "max_ttl": int64(60),
+				}, m.ok(logical.ReadOperation, "config/team/shop", nil).Data)
+				token := m.ok(logical.ReadOperation, "token/team/shop", nil).Data
+				require.Equal(t, "TOKEN-of-schema-"+folder.Name(), token["access_token"])
+				require.Equal(t, "2026-11-25T13:59:59Z", token["expire_time"])
+				status := m.statusOf("team/shop")
+				require.Equal(t, stateHealthy, status["state"])
+				require.Equal(t, forcedPerDay-1, status["rotations_remaining"])
+				require.Equal(t, revocationPending, status["revocation"])
+				ticket := m.ok(logical.ReadOperation, "ticket/team/shop", nil).Data
+				require.Equal(t, "TICKET-of-schema-"+folder.Name(), ticket["ticket"])
+				require.Zero(t, m.calls())
+			})
+		})
+	}
+}
+
+func TestANewerSchemaIsAClearErrorForItsAccountOnly(t *testing.T) {
+	for _, key := range []string{"config/demo", "token/demo", historyKey(account1Config())} {
+		t.Run(key, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("demo", nil)
+				m.ok(logical.UpdateOperation, "rotate/demo", nil)
+				m.write("other", map[string]any{"appid": otherAppID})
+				var entry map[string]any
+				require.NoError(t, json.Unmarshal(mustGet(m, key).Value, &entry))
+				entry["version"] = schemaVersion + 1
+				require.NoError(t, writeEntry(t.Context(), m.storage, key, entry))
+				m.reopen()
+				status, text := m.refused(logical.ReadOperation, "token/demo", nil)
+				require.Equal(t, http.StatusInternalServerError, status)
+				require.Contains(t, text, "schema version 2")
+				require.Contains(t, text, key)
+				m.read("other")
+				require.Equal(t, []string{"demo", "other"}, m.ok(logical.ListOperation, "status/", nil).Data["keys"])
+			})
+		})
+	}
+}
+
+// keyOfFile is the storage key that a file in testdata stands for.
+func keyOfFile(name string) string { return strings.ReplaceAll(name, "%2F", "/") }

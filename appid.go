@@ -128,12 +128,12 @@ func newEpoch() int64 {
 // historyKey is where the history of an appid at an upstream is stored. At WeChat
 // itself it is named by the appid alone.
 func historyKey(cfg *config) string {
-	key := olderHistoryKey(cfg)
+	name := url.PathEscape(cfg.AppID)
 	if cfg.BaseURL != defaultBaseURL || cfg.CAPEM != "" {
 		sum := sha256.Sum256([]byte(cfg.BaseURL + "\x00" + cfg.CAPEM))
-		key += "/" + hex.EncodeToString(sum[:16])
+		name += "/" + hex.EncodeToString(sum[:16])
 	}
-	return key
+	return storageKey(rotationPrefix, name)
 }
 
 // olderHistoryKey is where version 0.1.0-dev stored it.
@@ -282,18 +282,14 @@ func (ap *appid) renew(ctx context.Context, s logical.Storage, name string) erro
 	}
 	defer ap.storing.Release(1)
 	var h history
-	found, err := readEntry(ctx, s, ap.key, &h)
-	if err == nil && !found && ap.olderKey != "" {
-		_, err = readEntry(ctx, s, ap.olderKey, &h)
-	}
+	_, err := readEntry(ctx, s, ap.key, &h)
 	switch {
 	case !errors.Is(err, errUnreadable):
 		return err
 	case len(ap.others(name)) > 0:
 		return nil // it is for the last of them to do
 	}
-	h = history{Epoch: newEpoch()}.pruned(wallClock())
-	return writeEntry(ctx, s, ap.key, &h)
+	return writeEntry(ctx, s, ap.key, &history{Version: schemaVersion, Epoch: newEpoch()})
 }
 
 // sweeper is a member that no account can be: names are not empty.

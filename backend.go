@@ -189,6 +189,10 @@ Applications read token/<name> and always get the account's current token: the
 engine asks WeChat for it, keeps it, and replaces it before it runs out. Nobody
 but Vault ever sees the AppSecret, and no two services fight for the token.
 
-Users log in without it, too: code2session/<name> and oauth2/<name> exchange a user's
-code for the openid.
+Nothing else needs it either: code2session/<name> and oauth2/<name> exchange a user's
+code for the openid, sign/<name> signs a page for JS-SDK, clear-quota/<name> sets
+WeChat's call counters back to zero.
+
+If the account has an IP whitelist, it has to hold the address from which Vault's
+active node reaches WeChat: errcode 40164 names it.
 `

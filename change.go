@@ -2,11 +2,17 @@ package wechat
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 )
+
+// loadPatience is how long a change waits for the accounts to be loaded after a start,
+// where it has to know them all.
+const loadPatience = 5 * time.Second
 
 // configured is what came of a write of a configuration.
 type configured struct {
@@ -208,11 +214,13 @@ func (k *keeper) renewHistory(ctx context.Context, s logical.Storage, a *account
 	if a.joined == nil || a.joined.known() {
 		return nil
 	}
+	timeout := time.NewTimer(loadPatience)
+	defer timeout.Stop()
 	select {
 	case <-k.loaded: // before that it is not known who else has the appid
 		return a.joined.renew(ctx, s, a.name)
-	case <-ctx.Done():
-		return ctx.Err()
+	case <-timeout.C:
+		return errors.New("the accounts of this mount are not loaded yet: try again")
 	}
 }
 

@@ -753,8 +753,8 @@ func requireNoPieceOf(t *testing.T, text string, secrets ...string) {
 			secret, url.QueryEscape(secret), url.PathEscape(secret), hex.EncodeToString([]byte(secret)), strings.ToUpper(hex.EncodeToString([]byte(secret))),
 			base64.RawStdEncoding.EncodeToString([]byte(secret)), base64.RawURLEncoding.EncodeToString([]byte(secret)),
 		} {
-			for i := range len(form) - pieceLength + 1 {
-				require.NotContains(t, text, form[i:i+pieceLength])
+			for i := range len(form) - toldLength + 1 {
+				require.NotContains(t, text, form[i:i+toldLength])
 			}
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"unicode"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
 // englishOnly are the pages without a Chinese twin: they are for whoever works on
@@ -262,6 +264,31 @@ func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
 		}
 	}
 	require.Greater(t, named, 50, "docs/security.md names them")
+}
+
+// metricRow is a row of a table of metrics.
+var metricRow = regexp.MustCompile("(?m)^\\| `(wechat_[a-z_]+)` \\|")
+
+func TestTheReferencesTableOfMetricsIsWhatAMountTells(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		fleet(maxListed+1).store(t, m.storage, 2*time.Hour)
+		m.reopen()
+		for _, a := range m.keeper.accounts {
+			st := *a.current()
+			st.lastSuccess = time.Now()
+			a.setState(&st)
+		}
+		told := metricNames(metricsText(t, m.backend, m.storage))
+		for _, page := range []string{"docs/reference.md", "docs/reference.zh-CN.md"} {
+			text, err := os.ReadFile(page)
+			require.NoError(t, err)
+			var documented []string
+			for _, row := range metricRow.FindAllStringSubmatch(string(text), -1) {
+				documented = append(documented, row[1])
+			}
+			require.ElementsMatch(t, told, documented, page)
+		}
+	})
 }
 
 // errcodeRow is a row of a table of errcodes.

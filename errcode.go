@@ -102,7 +102,7 @@ var errcodes = map[int]rule{
 	-1:    {classTransient, http.StatusBadGateway, backoffTransient, "WeChat is busy", adviceNothing},
 	40001: {classCredentials, http.StatusBadRequest, backoffPerson, "the secret is wrong", adviceSecret},
 	40002: {classBug, http.StatusBadGateway, backoffPerson, "WeChat did not accept grant_type", adviceRelay},
-	40013: {classCredentials, http.StatusBadRequest, backoffPerson, "the appid is not valid", "write the right appid, in the right case, and its secret to the config path"},
+	40013: {classCredentials, http.StatusBadRequest, backoffPerson, "the appid is not valid", "write the right appid and its secret to the config path; it is case-sensitive: copy it exactly"},
 	40125: {classCredentials, http.StatusBadRequest, backoffPerson, "the secret is not valid", adviceSecret},
 	40164: {classAdmission, http.StatusBadRequest, backoffPerson, "the caller's IP is not whitelisted", adviceWhitelist},
 	40243: {classCredentials, http.StatusBadRequest, backoffPerson, "the AppSecret is frozen", "unfreeze it in the account's console and wait ten minutes"},

@@ -120,7 +120,7 @@ func FuzzClearQuotaAnswer(f *testing.F) {
 // is, it is not there afterwards, and the text can be shown.
 func FuzzScrubber(f *testing.F) {
 	f.Fuzz(func(t *testing.T, secret, before, after string) {
-		if len(secret) < pieceLength || !isPlain(secret) || strings.Contains(redacted, secret) {
+		if len(secret) < toldLength || !isPlain(secret) || strings.Contains(redacted, secret) {
 			return
 		}
 		s := newScrubber(secret)

@@ -19,7 +19,7 @@ const twinsTimeout = 5 * time.Second
 var configFields = map[string]*framework.FieldSchema{
 	"appid": {
 		Type:         framework.TypeString,
-		Description:  "The account's AppID, in the case that its console shows. Required to create.",
+		Description:  "The account's AppID. Case-sensitive: copy it exactly. Required to create.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "AppID"},
 	},
 	"secret": {
@@ -35,7 +35,7 @@ var configFields = map[string]*framework.FieldSchema{
 	},
 	"proxy_url": {
 		Type:         framework.TypeString,
-		Description:  "The egress proxy of this account: http, https or socks5. A user and password in it are never read back. Without it the proxy variables of the plugin's environment hold.",
+		Description:  "The egress proxy of this account: http, https or socks5. A user and password in it are never read back. Without it HTTPS_PROXY and NO_PROXY of the plugin's environment apply.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Proxy URL", Sensitive: true, Group: "Network"},
 	},
 	"ca_pem": {
@@ -52,7 +52,7 @@ var configFields = map[string]*framework.FieldSchema{
 	"sync_interval": {
 		Type:         framework.TypeDurationSecond,
 		Default:      int(defaultSyncInterval / time.Second),
-		Description:  "How often the token is compared with WeChat's while nothing is due: at least 1m, or 0 for never. Default: 5m.",
+		Description:  "How often the engine checks that its token is still the current one: at least 1m, or 0 for never. Default: 5m.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Sync interval"},
 	},
 	"max_ttl": {

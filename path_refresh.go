@@ -17,12 +17,12 @@ func (b *backend) refreshPaths() []*framework.Path {
 	response["changed"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Whether the account's token is another one now: read it at token/<name>.", Required: true}
 	return b.paths(accountPath{
 		prefix:      refreshPrefix,
-		synopsis:    "Report that WeChat rejected an account's token.",
+		synopsis:    "Report a rejected token (normal mode): WeChat is asked, and the token stays valid.",
 		description: refreshHelp,
 		fields: map[string]*framework.FieldSchema{
 			"rejected_token": {
 				Type:         framework.TypeString,
-				Description:  "The token that WeChat rejected.",
+				Description:  "The token that WeChat rejected. White space around it does not count. Left out, the current token is meant.",
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Rejected token", Sensitive: true},
 			},
 		},
@@ -64,9 +64,11 @@ token it used:
 
     $ vault write wechat/refresh/myapp rejected_token=-
 
-If Vault already has another token the answer is changed=true at once. Otherwise
-WeChat is asked, in normal mode and at most once in ten seconds however many
-applications report: changed says whether the account's token is another one
-now. If so, read it at token/<name>. If not, WeChat stands by the token, and the
-fault lies elsewhere. A report never replaces a token by force.
+If it is one that Vault has handed out before the current one, the answer is
+changed=true at once. Otherwise WeChat is asked, in normal mode, which leaves the
+current token valid, and at most once in ten seconds however many applications
+report: changed says whether the account's token is another one now. If so, read it
+at token/<name>. If not, WeChat still accepts the token; it has been seen to reject one
+for half a minute, so repeat the call once after that. status/<name> counts such
+reports. A report never replaces a token by force.
 `

@@ -17,7 +17,7 @@ func (b *backend) rotatePaths() []*framework.Path {
 	response["rotations_remaining"] = &framework.FieldSchema{Type: framework.TypeInt, Description: "Forced refreshes of this appid left in the rolling 24 hours.", Required: true}
 	return b.paths(accountPath{
 		prefix:      rotatePrefix,
-		synopsis:    "Replace an account's token by force.",
+		synopsis:    "Forced refresh (force_refresh=true): replaces an account's token, and the old one dies.",
 		description: rotateHelp,
 		fields: map[string]*framework.FieldSchema{
 			"revoke": {

@@ -15,8 +15,10 @@ const (
 	redacted = "[redacted]"
 
 	// pieceLength is the length in bytes of the pieces by which a longer secret is
-	// found: whoever echoes a part of it must not be quoted either.
-	pieceLength = 12
+	// found: whoever echoes a part of it must not be quoted either. It is well below
+	// the twelve characters that must not be told, as a % or a \ just before a secret
+	// makes an escape of the first characters.
+	pieceLength = 8
 
 	// escapeLevels is how often a text may have been escaped, one time within the
 	// other, for a secret in it to be found.

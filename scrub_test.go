@@ -12,6 +12,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// toldLength is the length in characters from which a piece of a secret must not be
+// told.
+const toldLength = 12
+
 func TestASecretIsFoundHoweverItIsWritten(t *testing.T) {
 	escaped := func(form string) func(string) string {
 		return func(s string) string {
@@ -64,8 +68,8 @@ func TestASecretIsFoundHoweverItIsWritten(t *testing.T) {
 					require.Less(t, len(text), len("before: "+redacted+" :after")+32, "%s: only the rest of the text stays", text)
 					return
 				}
-				for i := range len(written) - pieceLength + 1 {
-					require.NotContains(t, text, written[i:i+pieceLength])
+				for i := range len(written) - toldLength + 1 {
+					require.NotContains(t, text, written[i:i+toldLength])
 				}
 			})
 		}

@@ -1232,7 +1232,10 @@ func (x *model) checkCalls() {
 		if !c.forced || c.outcome == callRefused {
 			continue
 		}
-		if c.outcome == callAnswered && slices.ContainsFunc(x.m.sim.Calls(c.appid), func(seen wechatsim.Call) bool {
+		alone := !slices.ContainsFunc(x.calls, func(d *modelCall) bool { // or nobody knows whose call it was
+			return d != c && d.forced && d.appid == c.appid && d.reached.Equal(c.reached)
+		})
+		if alone && c.outcome == callAnswered && slices.ContainsFunc(x.m.sim.Calls(c.appid), func(seen wechatsim.Call) bool {
 			return seen.Forced && seen.Issued && seen.Time.Equal(c.reached)
 		}) {
 			effective[c.name]++

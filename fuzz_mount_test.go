@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -306,7 +305,7 @@ func configsOf(t *testing.T, s logical.Storage) map[string]string {
 	for _, key := range keys {
 		entry, err := s.Get(t.Context(), configPrefix+key)
 		require.NoError(t, err)
-		all[key] = fmt.Sprintf("%s", bytes.TrimSpace(entry.Value))
+		all[key] = string(bytes.TrimSpace(entry.Value))
 	}
 	return all
 }

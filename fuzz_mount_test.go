@@ -260,7 +260,7 @@ func FuzzStoredEntry(f *testing.F) {
 // unreached returns the error of the token of demo, which WeChat was to be asked for.
 func (b *backend) unreached(t *testing.T, s logical.Storage) error {
 	t.Helper()
-	_, _, err := b.keeper.read(t.Context(), s, "demo")
+	_, err := b.keeper.read(t.Context(), s, "demo")
 	require.Error(t, err)
 	return err
 }

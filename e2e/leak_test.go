@@ -222,11 +222,32 @@ func TestNothingSecretIsFoundAnywhere(t *testing.T) {
 	var all sync.WaitGroup
 	broken := func(name string, a fields) { all.Go(func() { s.useAll(t, name, a) }) }
 	for _, fault := range []wechatsim.Fault{
-		{Kind: "errcode", Errcode: 40001}, {Kind: "errcode", Errcode: 40164}, {Kind: "errcode", Errcode: -1}, {Kind: "errcode", Errcode: 45009},
-		{Kind: "errcode", Errcode: 12345}, {Kind: "status", Status: 503}, {Kind: "status", Status: 404}, {Kind: "redirect"}, {Kind: "notjson"},
-		{Kind: "echo"}, {Kind: "echo", Status: 500}, {Kind: "reset"}, {Kind: "hang"}, {Kind: "lost"}, {Kind: "truncate"}, {Kind: "oversize"}, {Kind: "notoken"},
-		{Kind: "drip"}, {Kind: "headers"}, {Kind: "interim"}, {Kind: "gzip"}, {Kind: "bom"}, {Kind: "quoted"}, {Kind: "sametoken"},
-		{Kind: "field", Field: "errcode", Value: "40001"}, {Kind: "field", Field: "access_token", Value: `"` + s.hide(random()) + `\n"`},
+		{Kind: "errcode", Errcode: 40001},
+		{Kind: "errcode", Errcode: 40164},
+		{Kind: "errcode", Errcode: -1},
+		{Kind: "errcode", Errcode: 45009},
+		{Kind: "errcode", Errcode: 12345},
+		{Kind: "status", Status: 503},
+		{Kind: "status", Status: 404},
+		{Kind: "redirect"},
+		{Kind: "notjson"},
+		{Kind: "echo"},
+		{Kind: "echo", Status: 500},
+		{Kind: "reset"},
+		{Kind: "hang"},
+		{Kind: "lost"},
+		{Kind: "truncate"},
+		{Kind: "oversize"},
+		{Kind: "notoken"},
+		{Kind: "drip"},
+		{Kind: "headers"},
+		{Kind: "interim"},
+		{Kind: "gzip"},
+		{Kind: "bom"},
+		{Kind: "quoted"},
+		{Kind: "sametoken"},
+		{Kind: "field", Field: "errcode", Value: "40001"},
+		{Kind: "field", Field: "access_token", Value: `"` + s.hide(random()) + `\n"`},
 	} {
 		a := account(nil)
 		fault.API, fault.AppID = wechatsim.AllAPIs, a["appid"].(string)

@@ -130,11 +130,13 @@ func requireUnharmed(t *testing.T, b *backend, s logical.Storage) {
 	require.Equal(t, stateHealthy, info["other"].(map[string]any)["state"])
 }
 
-// pieces returns the pieces by which a longer secret is found in a text.
+// pieces returns the pieces by which a longer secret is found in a text: so long that
+// no text has them by chance.
 func pieces(secret string) []string {
+	const length = 12
 	var all []string
-	for i := 0; i+pieceLength <= len(secret); i++ {
-		all = append(all, secret[i:i+pieceLength])
+	for i := 0; i+length <= len(secret); i++ {
+		all = append(all, secret[i:i+length])
 	}
 	return all
 }

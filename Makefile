@@ -25,8 +25,10 @@ NOT_RUN := bin/not-run
 # a scripts/vault-VERSION that pins it.
 COMPAT := 1.16
 
-# The options of the benchmark: bin/bench -help.
-BENCH := -document docs/benchmarks.md
+# The options of the benchmark: bin/bench -help. BEFORE may name another build of the
+# plugin, with which reads of a cached token are compared.
+BENCH := -document docs/benchmarks.md -document docs/benchmarks.zh-CN.md
+BEFORE :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -97,12 +99,12 @@ compat: build simulator ## End-to-end tests on older Vaults, or on VAULT_BIN's s
 	WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) scripts/compat.sh $(COMPAT)
 
 .PHONY: bench
-bench: build ## Measure reads on a real Vault, see docs/benchmarks.md; BENCH='-runs 1' for a quick look
+bench: build ## Measure a real Vault, see docs/benchmarks.md; BENCH='-runs 1' for a quick look
 	CGO_ENABLED=0 go build -trimpath -o bin/bench ./bench
 	CGO_ENABLED=0 go build -trimpath -o bin/bench-floor ./bench/floor
 	vault=$$(scripts/vault.sh) && \
 	kv=$$(scripts/pinned.sh kv 'half a minute on two cores' -ldflags='-s -w') && \
-	VAULT_BIN=$$vault WECHAT_PLUGIN=bin/$(PLUGIN) KV_PLUGIN=$$kv FLOOR_PLUGIN=bin/bench-floor exec bin/bench $(BENCH)
+	VAULT_BIN=$$vault WECHAT_PLUGIN=bin/$(PLUGIN) KV_PLUGIN=$$kv FLOOR_PLUGIN=bin/bench-floor BEFORE_PLUGIN=$(BEFORE) exec bin/bench $(BENCH)
 
 .PHONY: c-compiler
 c-compiler:

@@ -282,14 +282,18 @@ func (ap *appid) renew(ctx context.Context, s logical.Storage, name string) erro
 	}
 	defer ap.storing.Release(1)
 	var h history
-	_, err := readEntry(ctx, s, ap.key, &h)
+	found, err := readEntry(ctx, s, ap.key, &h)
+	if err == nil && !found && ap.olderKey != "" {
+		_, err = readEntry(ctx, s, ap.olderKey, &h)
+	}
 	switch {
 	case !errors.Is(err, errUnreadable):
 		return err
 	case len(ap.others(name)) > 0:
 		return nil // it is for the last of them to do
 	}
-	return writeEntry(ctx, s, ap.key, &history{Version: schemaVersion, Epoch: newEpoch()})
+	h = history{Epoch: newEpoch()}.pruned(wallClock())
+	return writeEntry(ctx, s, ap.key, &h)
 }
 
 // sweeper is a member that no account can be: names are not empty.

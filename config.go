@@ -220,7 +220,7 @@ func validPort(u *url.URL) bool {
 }
 
 func isLoopback(host string) bool {
-	if strings.ToLower(host) == "localhost" { //nolint:staticcheck // EqualFold takes a long s for an s
+	if strings.ToLower(host) == "localhost" { // EqualFold takes a long s for an s
 		return true
 	}
 	ip := net.ParseIP(host)

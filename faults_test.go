@@ -187,7 +187,7 @@ func TestATwinLearnsWhatAVerifiedWriteHasBrought(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+			inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
 				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
 				m.write("twin", nil) // without comparisons
 				m.write("other", map[string]any{"appid": otherAppID})
@@ -232,7 +232,7 @@ func TestALateWriteOfAMountThatIsClosedDoesNoHarm(t *testing.T) {
 		})
 	})
 	t.Run("a token that both have found", func(t *testing.T) {
-		late(t, func(t *testing.T, m *mount, landed *sync.WaitGroup) {
+		late(t, func(_ *testing.T, m *mount, landed *sync.WaitGroup) {
 			m.refresh(nil) // before the late write lands
 			m.read("demo")
 			landed.Wait()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -131,11 +130,13 @@ func requireUnharmed(t *testing.T, b *backend, s logical.Storage) {
 	require.Equal(t, stateHealthy, info["other"].(map[string]any)["state"])
 }
 
-// pieces returns the pieces by which a longer secret is found in a text.
+// pieces returns the pieces by which a longer secret is found in a text: so long that
+// no text has them by chance.
 func pieces(secret string) []string {
+	const length = 12
 	var all []string
-	for i := 0; i+pieceLength <= len(secret); i++ {
-		all = append(all, secret[i:i+pieceLength])
+	for i := 0; i+length <= len(secret); i++ {
+		all = append(all, secret[i:i+length])
 	}
 	return all
 }
@@ -261,7 +262,7 @@ func FuzzStoredEntry(f *testing.F) {
 // unreached returns the error of the token of demo, which WeChat was to be asked for.
 func (b *backend) unreached(t *testing.T, s logical.Storage) error {
 	t.Helper()
-	_, _, err := b.keeper.read(t.Context(), s, "demo")
+	_, err := b.keeper.read(t.Context(), s, "demo")
 	require.Error(t, err)
 	return err
 }
@@ -306,7 +307,7 @@ func configsOf(t *testing.T, s logical.Storage) map[string]string {
 	for _, key := range keys {
 		entry, err := s.Get(t.Context(), configPrefix+key)
 		require.NoError(t, err)
-		all[key] = fmt.Sprintf("%s", bytes.TrimSpace(entry.Value))
+		all[key] = string(bytes.TrimSpace(entry.Value))
 	}
 	return all
 }

@@ -42,7 +42,7 @@ func TestRandomSchedules(t *testing.T) {
 		return
 	}
 	done, failed := 0, []uint64{}
-	for i := range uint64(*modelSeeds) { //nolint:gosec // it is not negative
+	for i := range uint64(*modelSeeds) {
 		if !t.Run(fmt.Sprint("seed ", *modelFirst+i), func(t *testing.T) { runSchedule(t, *modelFirst+i) }) {
 			failed = append(failed, *modelFirst+i)
 			if len(failed) == 5 {
@@ -184,7 +184,7 @@ type outsideForce struct {
 func newModel(t *testing.T, seed uint64, offset *atomic.Int64) *model {
 	x := &model{
 		t: t, offset: offset, kinds: map[string]bool{}, shared: semaphore.NewWeighted(maxRequests),
-		dice: rand.New(rand.NewPCG(seed, 9)), ends: map[string]time.Time{}, accounts: map[string]*modelAccount{}, //nolint:gosec // it is to be repeated
+		dice: rand.New(rand.NewPCG(seed, 9)), ends: map[string]time.Time{}, accounts: map[string]*modelAccount{},
 		m: &mount{
 			t: t, storage: newFaultyStorage(), sim: wechatsim.New(), pipe: wechatsim.NewPipe(),
 			system: &logical.StaticSystemView{PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"}}, logs: &safeBuffer{},
@@ -716,7 +716,7 @@ func (x *model) read(n *modelAccount) {
 	if resp.Data["appid"] != n.appid {
 		x.violatedLocked("%s: the appid is %s instead of %s", n.name, resp.Data["appid"], n.appid)
 	}
-	x.checkToken(n, before, token, now)
+	x.checkToken(n, token, now)
 	rotated := resp.Data["last_vault_rotation"].(string)
 	for other, at := range n.rotatedAt {
 		if (other == token) != (at == rotated) {
@@ -745,7 +745,7 @@ func (x *model) checkTTL(n *modelAccount, before snapshot, ttl int64, token stri
 	if !known {
 		return
 	}
-	if over := time.Now().Add(time.Duration(ttl) * time.Second).Sub(end); over > 0 && !(x.setBack(n) || over < 8*time.Second && !x.back.IsZero()) {
+	if over := time.Now().Add(time.Duration(ttl) * time.Second).Sub(end); over > 0 && !x.setBack(n) && (over >= 8*time.Second || x.back.IsZero()) {
 		x.violatedLocked("%s: a ttl of %d ends %s after the token", n.name, ttl, over)
 	}
 }
@@ -792,7 +792,7 @@ func (x *model) checkAvailable(n *modelAccount, before snapshot, now time.Time) 
 
 // checkToken holds a token that was handed out against what was seen at the platform.
 // x.mu is held.
-func (x *model) checkToken(n *modelAccount, before snapshot, token string, now time.Time) {
+func (x *model) checkToken(n *modelAccount, token string, now time.Time) {
 	if n.disowned[token] {
 		x.violatedLocked("%s: %s is handed out, which was said to be replaced", n.name, short(token))
 	}

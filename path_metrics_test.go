@@ -3,7 +3,6 @@ package wechat
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -154,7 +153,7 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 		},
 		"a token that has run out by itself": {
 			nil,
-			func(m *mount) { time.Sleep(rotationPeriod); synctest.Wait() },
+			func(*mount) { time.Sleep(rotationPeriod); synctest.Wait() },
 			map[string]float64{
 				`wechat_refreshes_total{result="replaced"}`:                         1,
 				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 1,
@@ -536,6 +535,6 @@ func TestNamesAndUnits(t *testing.T) {
 			require.Equal(t, kind[3] == "counter", strings.HasSuffix(kind[2], "_total"), "%s is a %s", kind[2], kind[3])
 		}
 		require.GreaterOrEqual(t, len(metricNames(text)), 20)
-		require.Contains(t, text, fmt.Sprintf(`wechat_build_info{goversion="go1.`))
+		require.Contains(t, text, `wechat_build_info{goversion="go1.`)
 	})
 }

@@ -23,18 +23,19 @@ var ruleForcing = rule{
 	"a forced refresh of this appid is still on its way, and no token of before is handed out", "try again in some seconds",
 }
 
-// read returns the account's state with a token that is usable at the given
-// time, asking WeChat if that is due. The state is nil if the account is not
-// configured. An error from WeChat is a *problem.
-func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (st *state, now time.Time, err error) {
-	st, now, answered, err := k.readMemory(name)
+// read returns the account's state with a token that is usable, asking WeChat if that
+// is due. The state is nil if the account is not configured. An error from WeChat is a
+// *problem.
+func (k *keeper) read(ctx context.Context, s logical.Storage, name string) (*state, error) {
+	st, _, answered, err := k.readMemory(name)
 	if !answered {
-		st, now, err = k.readWaiting(ctx, s, name)
+		st, _, err = k.readWaiting(ctx, s, name)
 	}
-	return st, now, err
+	return st, err
 }
 
-// readMemory is read as far as memory answers: nobody waits for anything.
+// readMemory is read as far as memory answers, where nobody waits for anything, with
+// the time at which the token was usable.
 func (k *keeper) readMemory(name string) (st *state, now time.Time, answered bool, err error) {
 	now = wallClock()
 	if a := k.lookup(name); a != nil {
@@ -50,7 +51,7 @@ func (k *keeper) readMemory(name string) (st *state, now time.Time, answered boo
 	return nil, now, false, nil
 }
 
-// readWaiting is read for what memory does not answer.
+// readWaiting is readMemory for what memory does not answer.
 func (k *keeper) readWaiting(ctx context.Context, s logical.Storage, name string) (*state, time.Time, error) {
 	a, st, err := k.acquireLoaded(ctx, s, name)
 	if err != nil {
@@ -60,7 +61,7 @@ func (k *keeper) readWaiting(ctx context.Context, s logical.Storage, name string
 	return a.read(ctx, s, st)
 }
 
-// read is keeper.read for who holds the lock.
+// read is keeper.readWaiting for who holds the lock.
 func (a *account) read(ctx context.Context, s logical.Storage, st *state) (_ *state, now time.Time, err error) {
 	for range maxAsks {
 		if st == nil {

@@ -16,9 +16,16 @@ type rotated struct {
 }
 
 // errNotBegun accompanies an error before which no forced call was made.
-var errNotBegun = errors.New("no forced refresh was begun, try again")
+var errNotBegun = errors.New("no forced refresh was begun")
 
-func notBegun(err error) error { return fmt.Errorf("%w: %w", errNotBegun, err) }
+// notBegun is err with errNotBegun, and what to do about it.
+func notBegun(err error) error {
+	advice := "try again"
+	if forbidsWrites(err) {
+		advice = adviceUnseal
+	}
+	return fmt.Errorf("%w: %w; what to do: %s", errNotBegun, err, advice)
+}
 
 // hadNoEffect reports whether a forced refresh that ended in err certainly left the
 // token and the day's budget as they were.

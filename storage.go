@@ -123,13 +123,18 @@ func writeEntry(ctx context.Context, s logical.Storage, key string, v any) error
 // storageProblem is the problem of a write that Vault's storage did not take.
 func storageProblem(err error) *problem {
 	p := &problem{rule: ruleStorage, detail: truncate(err.Error())}
-	if strings.Contains(err.Error(), "during setup") {
-		// Vault lets an external plugin write only if it was there when Vault was
-		// unsealed.
-		p.advice = "restart Vault, or seal and unseal it: when it was unsealed the plugin's binary was missing, and until then it lets the plugin write nothing"
+	if forbidsWrites(err) {
+		p.advice = adviceUnseal
 	}
 	return p
 }
+
+// adviceUnseal is what to do about forbidsWrites: to try again is no use.
+const adviceUnseal = "restart Vault, or seal and unseal it: when it was unsealed the plugin's binary was missing, and until then it lets the plugin write nothing"
+
+// forbidsWrites reports whether err is Vault's refusal of every write of the mount: it
+// lets an external plugin write only if it was there when Vault was unsealed.
+func forbidsWrites(err error) bool { return strings.Contains(err.Error(), "during setup") }
 
 // asProblem is err as it is remembered. What is not a problem with WeChat is
 // one with storage.

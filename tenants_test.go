@@ -139,7 +139,7 @@ func TestWritesOfATwinCostNoCall(t *testing.T) {
 }
 
 func TestAReadWaitsForNobodyElsesForcedRefresh(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+	inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
 		own := withOwnServer(m, wechatsim.Account{})
 		m.write("victim", nil)
 		held, calls := m.read("victim")["access_token"], m.calls()

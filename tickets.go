@@ -151,7 +151,7 @@ func (k *keeper) fetchTicket(ctx context.Context, s logical.Storage, t *accountT
 // does not accept is reported, as by an application, and if it is replaced then WeChat
 // is asked once more. ofToken tells that there is no token to ask with.
 func (k *keeper) askTicket(ctx context.Context, s logical.Storage, t *accountTicket, accountID string) (value string, asked time.Time, ofToken bool, err error) {
-	st, _, err := k.read(ctx, s, t.name)
+	st, err := k.read(ctx, s, t.name)
 	if err != nil {
 		return "", asked, true, err
 	}

@@ -21,81 +21,91 @@ import (
 // settling is how long a slice's load runs before it is measured.
 const settling = 50 * time.Millisecond
 
-// load holds the connections to Vault. They stay open, and all reads use the
-// same ones. What it does per request is kept small, because it shares the
-// processors with what it measures.
+// load holds the connections to Vault and to WeChat. They stay open, and all
+// subjects use the same ones. What it does per request is kept small, because it
+// shares the processors with what it measures.
 type load struct {
 	vault    *vault
-	requests [][]byte // by subject
-	conns    []*conn
+	toVault  []*conn
+	toWeChat []*conn
 }
 
-// newLoad connects to Vault.
+// newLoad connects, and tries every subject: what fails does so before anything is
+// measured.
 func newLoad(ctx context.Context, v *vault) (*load, error) {
 	l := &load{vault: v}
-	for _, s := range subjects {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, v.Address()+"/v1/"+s.path, http.NoBody)
-		if err != nil {
-			return nil, err
+	for range longest() {
+		// A connection that is idle for ten seconds before its first request is closed,
+		// but later it may be so for five minutes.
+		for server, first := range map[*[]*conn]int{&l.toVault: lookupSelf, &l.toWeChat: direct} {
+			if err := l.connect(ctx, server, first); err != nil {
+				l.close()
+				return nil, err
+			}
 		}
-		req.Header.Set("X-Vault-Request", "true") // as Vault's own client does
-		req.Header.Set("X-Vault-Token", v.reader)
-		var wire bytes.Buffer
-		if err := req.Write(&wire); err != nil {
-			return nil, err
-		}
-		l.requests = append(l.requests, wire.Bytes())
 	}
-	for range slices.Max(connections) {
-		if err := l.connect(ctx); err != nil {
+	for s, subject := range subjects {
+		if s == before && !v.hasBefore() {
+			continue
+		}
+		if err := l.connsOf(s)[0].ask(v.requests[s]); err != nil {
 			l.close()
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", subject.name[english], err)
 		}
 	}
 	return l, nil
 }
 
-// connect opens a connection, and reads every subject over it: Vault closes a
-// connection that is idle for ten seconds before its first request, but gives it
-// five minutes after that.
-func (l *load) connect(ctx context.Context) error {
-	tcp, err := new(net.Dialer).DialContext(ctx, "tcp", strings.TrimPrefix(l.vault.Address(), "http://"))
+// connect opens a connection, and sends a subject's request over it.
+func (l *load) connect(ctx context.Context, conns *[]*conn, first int) error {
+	address := l.vault.Address()
+	if first == direct {
+		address = l.vault.platform.baseURL
+	}
+	tcp, err := new(net.Dialer).DialContext(ctx, "tcp", strings.TrimPrefix(address, "http://"))
 	if err != nil {
 		return err
 	}
 	c := &conn{tcp: tcp, reader: bufio.NewReader(tcp)}
-	l.conns = append(l.conns, c)
+	*conns = append(*conns, c)
 	if err := tcp.SetDeadline(time.Now().Add(vaulttest.Patience)); err != nil {
 		return err
 	}
-	for i, s := range subjects {
-		if err := c.get(l.requests[i], l.vault.expected[i]); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
+	return c.ask(l.vault.requests[first])
+}
+
+// connsOf returns the connections that a subject uses.
+func (l *load) connsOf(s int) []*conn {
+	if s == direct {
+		return l.toWeChat
 	}
-	return nil
+	return l.toVault
 }
 
 func (l *load) close() {
-	for _, c := range l.conns {
+	for _, c := range slices.Concat(l.toVault, l.toWeChat) {
 		_ = c.tcp.Close()
 	}
 }
 
-// slice reads for the given time, and adds the result to t. Any answer that is
-// not the right one is an error.
-func (l *load) slice(ctx context.Context, t *tally, c cell, length time.Duration) error {
-	begin := time.Now().Add(settling)
+// slice asks for the given time, and adds the result to t. Any answer that is not
+// the right one is an error. wechat is how long WeChat takes for each: the
+// connections then begin one after the other within half of that, as users would.
+func (l *load) slice(ctx context.Context, t *tally, c cell, length, wechat time.Duration) error {
+	start := time.Now()
+	begin := start.Add(settling + wechat)
 	end := begin.Add(length)
-	var readers errgroup.Group
+	request := l.vault.requests[c.subject]
+	var askers errgroup.Group
 	latencies := make([][]time.Duration, c.connections)
-	for i, conn := range l.conns[:c.connections] {
+	for i, conn := range l.connsOf(c.subject)[:c.connections] {
 		if err := conn.tcp.SetDeadline(end.Add(vaulttest.Patience)); err != nil {
 			return err
 		}
-		readers.Go(func() error {
+		askers.Go(func() error {
+			time.Sleep(time.Until(start.Add(time.Duration(i) * wechat / time.Duration(2*c.connections))))
 			for asked := time.Now(); asked.Before(end) && ctx.Err() == nil; {
-				if err := conn.get(l.requests[c.subject], l.vault.expected[c.subject]); err != nil {
+				if err := conn.ask(request); err != nil {
 					return err
 				}
 				answered := time.Now()
@@ -108,10 +118,10 @@ func (l *load) slice(ctx context.Context, t *tally, c cell, length time.Duration
 		})
 	}
 	time.Sleep(time.Until(begin))
-	from, before := time.Now(), l.vault.cpu(c.subject)
+	from, usedBefore := time.Now(), l.vault.cpu(c.subject)
 	time.Sleep(time.Until(end))
-	to, after := time.Now(), l.vault.cpu(c.subject)
-	if err := readers.Wait(); err != nil {
+	to, usedAfter := time.Now(), l.vault.cpu(c.subject)
+	if err := askers.Wait(); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -120,7 +130,7 @@ func (l *load) slice(ctx context.Context, t *tally, c cell, length time.Duration
 	t.latencies = append(t.latencies, slices.Concat(latencies...)...)
 	t.elapsed += length
 	// On busy processors the two readings are late, and not by the same.
-	t.cpu = t.cpu.plus(after.minus(before).scaled(float64(length) / float64(to.Sub(from))))
+	t.cpu = t.cpu.plus(usedAfter.minus(usedBefore).scaled(float64(length) / float64(to.Sub(from))))
 	return nil
 }
 
@@ -131,9 +141,10 @@ type conn struct {
 	body   bytes.Buffer
 }
 
-// get sends a request, and reads its answer, which has to hold the expected text.
-func (c *conn) get(request []byte, expected string) error {
-	if _, err := c.tcp.Write(request); err != nil {
+// ask sends a request, and reads its answer, which has to hold the expected text.
+func (c *conn) ask(r request) error {
+	wire, expected := r.next()
+	if _, err := c.tcp.Write(wire); err != nil {
 		return err
 	}
 	resp, err := http.ReadResponse(c.reader, nil)

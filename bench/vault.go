@@ -4,56 +4,20 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/hashicorp/vault/api"
 
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/vaulttest"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
-
-const (
-	enginePlugin = "vault-plugin-secrets-wechat"
-	kvPlugin     = "vault-plugin-secrets-kv"
-	floorPlugin  = "floor"
-)
-
-// subject is a read that is measured.
-type subject struct {
-	name   string
-	path   string // below /v1/
-	plugin string // the external plugin that answers, empty if Vault does itself
-}
-
-// subjects are indexed by these.
-const (
-	engine = iota
-	externalKV
-	builtinKV
-	lookupSelf
-	floor
-)
-
-var subjects = []subject{
-	engine:     {"this engine, `token/:name`", "wechat/token/bench", enginePlugin},
-	externalKV: {"KV v2, external plugin", "kv-external/data/bench", kvPlugin},
-	builtinKV:  {"KV v2, built in", "kv-builtin/data/bench", ""},
-	lookupSelf: {"`auth/token/lookup-self`", "auth/token/lookup-self", ""},
-	floor:      {"floor", "floor/token/bench", floorPlugin},
-}
-
-// policy admits to the subjects, and to nothing else.
-const policy = `
-path "wechat/token/bench"     { capabilities = ["read"] }
-path "kv-external/data/bench" { capabilities = ["read"] }
-path "kv-builtin/data/bench"  { capabilities = ["read"] }
-path "auth/token/lookup-self" { capabilities = ["read"] }
-path "floor/token/bench"      { capabilities = ["read"] }
-`
 
 // programs is where the environment says they are, by their plugins' names.
 var programs = map[string]string{
@@ -62,14 +26,17 @@ var programs = map[string]string{
 	floorPlugin:  os.Getenv("FLOOR_PLUGIN"),
 }
 
+// beforeProgram is another build of the engine to compare with, if there is one.
+var beforeProgram = os.Getenv("BEFORE_PLUGIN")
+
 // vault is a running server with one node on integrated storage, with all
 // subjects mounted.
 type vault struct {
 	*vaulttest.Server
 
-	reader    string   // the token that reads
-	expected  []string // what the answers hold, by subject
-	simulator func()   // stops the simulator
+	platform *platform
+	requests []request         // by subject
+	plugins  map[string]string // the programs of the plugins that are mounted, by their names
 
 	processes map[string][]int // by plugin, the server's under ""; nil without /proc
 }
@@ -99,10 +66,80 @@ func startVault(ctx context.Context, dir string) (*vault, error) {
 	return v, nil
 }
 
+// hasBefore tells whether there is another build of the engine to compare with.
+func (v *vault) hasBefore() bool { return v.plugins[beforePlugin] != "" }
+
 // fill mounts the subjects, gives each something to answer, and makes the token
-// that reads them. It keeps copies of the plugins' programs in dir.
+// with which they are asked. It keeps copies of the plugins' programs in dir.
 func (v *vault) fill(ctx context.Context, dir string) error {
-	for name, program := range programs {
+	if err := v.mount(ctx, dir); err != nil {
+		return err
+	}
+	var err error
+	if v.platform, err = startPlatform(); err != nil {
+		return err
+	}
+	account := map[string]any{"appid": v.platform.engine.appid, "secret": v.platform.engine.secret, "base_url": v.platform.baseURL}
+	var cached *api.Secret
+	for _, s := range []int{token, before} {
+		if s == before && !v.hasBefore() {
+			continue
+		}
+		mount, _, _ := strings.Cut(subjects[s].path, "/")
+		if _, err := v.Logical().WriteWithContext(ctx, mount+"/config/bench", account); err != nil {
+			return err
+		}
+		if cached, err = v.Logical().ReadWithContext(ctx, subjects[s].path); err != nil {
+			return err
+		}
+	}
+	for _, s := range []int{externalKV, builtinKV} {
+		// Just mounted, it may still be occupied with its upgrade from version 1.
+		err := v.Await(ctx, "store a secret", func() error {
+			_, err := v.Logical().WriteWithContext(ctx, subjects[s].path, map[string]any{"data": cached.Data})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if _, err := v.Logical().WriteWithContext(ctx, "transit/keys/bench", nil); err != nil {
+		return err
+	}
+	if err := v.checkSignature(ctx); err != nil {
+		return err
+	}
+
+	if err := v.Sys().PutPolicyWithContext(ctx, "bench", policy()); err != nil {
+		return err
+	}
+	client, err := v.Auth().Token().CreateWithContext(ctx, &api.TokenCreateRequest{
+		Policies: []string{"bench"}, NoDefaultPolicy: true, Period: "24h",
+	})
+	if err != nil {
+		return err
+	}
+	held := fmt.Sprint(cached.Data["access_token"])
+	return v.prepare(ctx, client.Auth.ClientToken, []string{
+		token: held, before: held, externalKV: held, builtinKV: held,
+		lookupSelf: client.Auth.Accessor,
+		floor:      `"access_token":"0123456789abcdef`,
+		signRead:   `"url":"` + page + `"`, signWrite: `"url":"` + page + `"`, floorWrite: `"url":"` + page + `"`,
+		transit: `"hmac":"vault:v1:`,
+		login:   "",
+	})
+}
+
+// mount installs, registers and mounts all that is measured.
+func (v *vault) mount(ctx context.Context, dir string) error {
+	v.plugins = maps.Clone(programs)
+	mounts := map[string]string{
+		"wechat": enginePlugin, "kv-external": kvPlugin, "kv-builtin": "kv", "floor": floorPlugin, "transit": "transit",
+	}
+	if beforeProgram != "" {
+		v.plugins[beforePlugin], mounts["before"] = beforeProgram, beforePlugin
+	}
+	for name, program := range v.plugins {
 		plugin, err := vaulttest.FindPlugin(name, "", program, dir)
 		if err == nil {
 			err = v.Install(plugin)
@@ -114,7 +151,7 @@ func (v *vault) fill(ctx context.Context, dir string) error {
 			return fmt.Errorf("%s from %q: %w", name, program, err)
 		}
 	}
-	for path, plugin := range map[string]string{"wechat": enginePlugin, "kv-external": kvPlugin, "kv-builtin": "kv", "floor": floorPlugin} {
+	for path, plugin := range mounts {
 		if err := v.Sys().MountWithContext(ctx, path, &api.MountInput{Type: plugin}); err != nil {
 			return err
 		}
@@ -126,53 +163,51 @@ func (v *vault) fill(ctx context.Context, dir string) error {
 			return err
 		}
 	}
+	return nil
+}
 
-	simulator := wechatsim.New()
-	account, secret := "wx"+hex.EncodeToString(random(8)), hex.EncodeToString(random(16))
-	simulator.SetAccount(account, wechatsim.Account{Secret: secret})
-	platform, stop, err := simulator.Start()
+// checkSignature looks once whether WeChat accepts what is measured; the load looks
+// only at the address.
+func (v *vault) checkSignature(ctx context.Context) error {
+	answer, err := v.Logical().WriteWithContext(ctx, subjects[signWrite].path, map[string]any{"url": page})
 	if err != nil {
 		return err
 	}
-	v.simulator = stop
-	_, err = v.Logical().WriteWithContext(ctx, "wechat/config/bench", map[string]any{
-		"appid": account, "secret": secret, "base_url": platform,
-	})
+	fields, err := json.Marshal(answer.Data)
 	if err != nil {
 		return err
 	}
-	token, err := v.Logical().ReadWithContext(ctx, subjects[engine].path)
-	if err != nil {
+	var signature wechatsim.Signature
+	if err := json.Unmarshal(fields, &signature); err != nil {
 		return err
 	}
-	for _, s := range []int{externalKV, builtinKV} {
-		// Just mounted, it may still be occupied with its upgrade from version 1.
-		err := v.Await(ctx, "store a secret", func() error {
-			_, err := v.Logical().WriteWithContext(ctx, subjects[s].path, map[string]any{"data": token.Data})
-			return err
-		})
+	if !v.platform.CheckSignature(signature) {
+		return errors.New("WeChat does not accept a signature")
+	}
+	return nil
+}
+
+// prepare makes the requests, which clientToken is sent with. The answers have to
+// hold what is expected.
+func (v *vault) prepare(ctx context.Context, clientToken string, expected []string) error {
+	for s, text := range expected {
+		subject := subjects[s]
+		req, err := http.NewRequestWithContext(ctx, subject.method, v.Address()+"/v1/"+subject.path, strings.NewReader(subject.body))
 		if err != nil {
 			return err
 		}
+		req.Header.Set("X-Vault-Request", "true") // as Vault's own client does
+		req.Header.Set("X-Vault-Token", clientToken)
+		wire, err := onWire(req)
+		if err != nil {
+			return err
+		}
+		v.requests = append(v.requests, request{wire: wire, expected: text})
 	}
-
-	if err := v.Sys().PutPolicyWithContext(ctx, "bench", policy); err != nil {
-		return err
-	}
-	reader, err := v.Auth().Token().CreateWithContext(ctx, &api.TokenCreateRequest{
-		Policies: []string{"bench"}, NoDefaultPolicy: true, Period: "24h",
-	})
-	if err != nil {
-		return err
-	}
-	v.reader = reader.Auth.ClientToken
-	held := fmt.Sprint(token.Data["access_token"])
-	v.expected = []string{
-		engine: held, externalKV: held, builtinKV: held,
-		lookupSelf: reader.Auth.Accessor,
-		floor:      `"access_token":"0123456789abcdef`,
-	}
-	return nil
+	v.requests[login] = v.platform.minting(v.requests[login], v.platform.engine)
+	call, err := v.platform.login(ctx)
+	v.requests = append(v.requests, call)
+	return err
 }
 
 // findProcesses notes whose processor time is measured.
@@ -181,18 +216,12 @@ func (v *vault) findProcesses() error {
 	if v.processes == nil {
 		return nil // not on Linux
 	}
-	for plugin := range programs {
+	for plugin := range v.plugins {
 		if len(v.processes[plugin]) == 0 {
 			return fmt.Errorf("the server runs %s in no process of its own", plugin)
 		}
 	}
 	return nil
-}
-
-func random(n int) []byte {
-	b := make([]byte, n)
-	_, _ = rand.Read(b) // never fails
-	return b
 }
 
 // setAudit gives the server an audit device with an empty file, or none.
@@ -209,7 +238,7 @@ func (v *vault) stop() {
 		_ = v.Stop() // what does not end in order is ended by force
 	}
 	v.End()
-	if v.simulator != nil {
-		v.simulator()
+	if v.platform != nil && v.platform.stop != nil {
+		v.platform.stop()
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -255,10 +256,16 @@ func TestSharedAppIDIsWarnedOf(t *testing.T) {
 	account := e.account(wechatsim.Account{})
 	e.configure(t, "myapp", account)
 	e.configure(t, "unrelated", e.account(wechatsim.Account{}))
-	answer, err := e.write("team-a/twin", account)
-	must(t, err)
-	if answer == nil || len(answer.Warnings) != 1 || !strings.Contains(answer.Warnings[0], "myapp") || strings.Contains(answer.Warnings[0], "unrelated") {
-		t.Errorf("the answer is %+v, want one warning, that names myapp only", answer)
+	for _, test := range []struct{ name, whom string }{
+		{"twin", "appid: myapp. "},
+		{"team-a/shop", "appid: 2 at other levels. "}, // whose names are not for team-a
+		{"team-a/twin", "appid: team-a/shop, and 2 at other levels. "},
+	} {
+		answer, err := e.write(test.name, account)
+		must(t, err)
+		if answer == nil || len(answer.Warnings) != 1 || !strings.Contains(answer.Warnings[0], test.whom) {
+			t.Errorf("writing %s is answered %+v, want one warning, of %q", test.name, answer, test.whom)
+		}
 	}
 	if accessToken(e.token(t, "myapp")) != accessToken(e.token(t, "team-a/twin")) {
 		t.Error("two accounts with the same appid have different tokens")
@@ -328,6 +335,8 @@ func TestProxyIsUsedAndItsPasswordHidden(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
 	password := e.hide(random())
+	platform := httptest.NewTLSServer(e.recorder(e.Sim))
+	t.Cleanup(platform.Close)
 	var passed, refusals atomic.Int32
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.SetBasicAuth("egress", password)
@@ -336,15 +345,22 @@ func TestProxyIsUsedAndItsPasswordHidden(t *testing.T) {
 			w.WriteHeader(http.StatusProxyAuthRequired)
 			return
 		}
-		passed.Add(1)
-		answer, err := http.Post(r.URL.String(), r.Header.Get("Content-Type"), r.Body)
-		if err != nil {
+		upstream, err := net.Dial("tcp", platform.Listener.Addr().String())
+		if err != nil || r.Method != http.MethodConnect || "https://"+r.Host != platform.URL {
 			w.WriteHeader(http.StatusBadGateway)
 			return
 		}
-		defer answer.Body.Close()
-		w.WriteHeader(answer.StatusCode)
-		_, _ = io.Copy(w, answer.Body)
+		defer upstream.Close()
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		passed.Add(1)
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
+		go func() { _, _ = io.Copy(upstream, conn) }()
+		_, _ = io.Copy(conn, upstream)
 	}))
 	t.Cleanup(proxy.Close)
 	through := func(address, password string) fields {
@@ -354,7 +370,7 @@ func TestProxyIsUsedAndItsPasswordHidden(t *testing.T) {
 		return fields{"proxy_url": u.String()}
 	}
 
-	account := e.account(wechatsim.Account{})
+	account := with(e.account(wechatsim.Account{}), fields{"base_url": platform.URL, "ca_pem": inPEM(platform)})
 	e.configure(t, "myapp", account, through(proxy.URL, password))
 	token := e.token(t, "myapp")
 	if passed.Load() == 0 {

@@ -22,6 +22,7 @@ func TestPathHelpDocumentsEveryPath(t *testing.T) {
 		"token/":       {"level"},
 		"sign/myapp":   {"wx.config", "url=", "percent-encoded", "two hours"},
 		"ticket/myapp": {"wx_card", "ttl", "ten minutes", "sign/"},
+		"metrics":      {"Prometheus", "active node"},
 	} {
 		help, err := e.vault.Help(e.path + "/" + path)
 		if err != nil {
@@ -56,6 +57,7 @@ func TestOpenAPINamesEveryOperation(t *testing.T) {
 		"token/{name}":   {"get": "wechat-read-token"},
 		"sign/{name}":    {"get": "wechat-read-signature-of-page", "post": "wechat-sign-page"},
 		"ticket/{name}":  {"get": "wechat-read-ticket"},
+		"metrics":        {"get": "wechat-read-metrics"},
 		"token/":         {"get": "wechat-list-tokens"},
 		"token/{name}/":  {"get": "wechat-list-tokens-below"},
 	} {

@@ -55,7 +55,7 @@ var executed = []struct {
 		d.mount(t)
 		d.account(t, "demo", "wx0123456789abcdef")
 		d.account(t, "team-a/shop", "wx2222222222222222")
-		d.ahead("vault read -field=revocation wechat/status/demo", func(t *testing.T) {}, func(t *testing.T) {
+		d.ahead("vault read -field=revocation wechat/status/demo", func(*testing.T) {}, func(t *testing.T) {
 			eventually(t, time.Minute, "the revocation is complete", func() bool {
 				answer, err := d.vault.Logical().Read(d.path + "/status/demo")
 				return err == nil && answer.Data["revocation"] != "pending"

@@ -117,16 +117,16 @@ func (e *engine) hide(value string) string {
 	return value
 }
 
-// answeredToken finds the token in an answer of the platform, or what there is
-// of it in one that was cut off.
-var answeredToken = regexp.MustCompile(`"access_token":"([^"]+)`)
+// answeredSecret finds tokens, tickets, keys and users in an answer of the platform, or
+// what there is of one that was cut off.
+var answeredSecret = regexp.MustCompile(`"(?:access_token|refresh_token|ticket|session_key|openid|unionid)":"([^"]{12,})`)
 
-// recorder hides every token that leaves the platform.
+// recorder hides everything secret that leaves the platform.
 func (e *engine) recorder(platform http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := &recording{ResponseWriter: w}
 		defer func() {
-			if m := answeredToken.FindSubmatch(answer.body.Bytes()); m != nil {
+			for _, m := range answeredSecret.FindAllSubmatch(answer.body.Bytes(), -1) {
 				e.hide(string(m[1]))
 			}
 		}()

@@ -68,7 +68,10 @@ func TestServerThatCameUpWithoutTheBinary(t *testing.T) {
 		t.Errorf("WeChat was asked %d times more for a token that it had given", n)
 	}
 	_, err = e.rotate("lasting")
-	refused(t, err, http.StatusInternalServerError, "during setup")
+	refused(t, err, http.StatusInternalServerError, "during setup", "was not replaced", "what to do: restart Vault")
+	if strings.Contains(err.Error(), "try again") {
+		t.Errorf("trying again is no use: %v", err)
+	}
 	e.sawForced(t, lasting, 0, 0)
 	sameToken(t, token, e.token(t, "lasting"))
 

@@ -234,7 +234,7 @@ func (e *engine) prometheus(t *testing.T, token string) prometheus {
 	})
 	p := prometheus{"http://" + address}
 	eventually(t, vaulttest.Patience, "Prometheus is ready", func() bool {
-		resp, err := http.Get(p.url + "/-/ready") //nolint:noctx // on the loopback
+		resp, err := http.Get(p.url + "/-/ready")
 		if err != nil {
 			return false
 		}

@@ -65,7 +65,7 @@ func TestStatusTellsWhatStateAnAccountIsIn(t *testing.T) {
 		"appid": account["appid"], "state": "pending", "last_vault_rotation": nil, "expire_time": nil,
 		"next_refresh_time": nil, "last_success_time": nil, "last_error": nil, "consecutive_failures": json.Number("0"),
 		"next_attempt_time": nil, "rotations_remaining": json.Number("20"), "revocation": nil,
-		"rejections": json.Number("0"), "last_rejection_time": nil,
+		"rejections": json.Number("0"), "last_rejection_time": nil, "tickets": nil,
 	}
 	if !reflect.DeepEqual(pending, want) {
 		t.Errorf("the status of an account without a token is\n%v, want\n%v", pending, want)
@@ -127,7 +127,7 @@ var classes = map[string]struct {
 	"no appid":              {errcode(41002), "bug", "base_url", 30 * time.Second},
 	"no secret":             {errcode(41004), "bug", "base_url", 30 * time.Second},
 	"no POST":               {errcode(43002), "bug", "base_url", 30 * time.Second},
-	"daily quota":           {errcode(45009), "quota", "console", time.Hour},
+	"daily quota":           {errcode(45009), "quota", "console", time.Minute},
 	"quota of a minute":     {errcode(45011), "quota", "nothing", time.Minute},
 	"IP not admitted":       {errcode(45035), "network admission", "whitelist", 30 * time.Second},
 	"bad body":              {errcode(47001), "bug", "base_url", 30 * time.Second},
@@ -137,8 +137,8 @@ var classes = map[string]struct {
 	"IP not registered":     {errcode(61004), "network admission", "whitelist", 30 * time.Second},
 	"IP to be confirmed":    {errcode(89501), "human", "administrator", 30 * time.Second},
 	"IP to be confirmed 2":  {errcode(89503), "human", "administrator", 30 * time.Second},
-	"IP refused twice":      {errcode(89506), "human", "administrator", 24 * time.Hour},
-	"IP refused once":       {errcode(89507), "human", "administrator", time.Hour},
+	"IP refused twice":      {errcode(89506), "human", "administrator", time.Minute},
+	"IP refused once":       {errcode(89507), "human", "administrator", time.Minute},
 	"undocumented errcode":  {errcode(12345), "undocumented answer", "base_url", time.Second},
 	"undocumented answer":   {wechatsim.Fault{Kind: "notjson"}, "undocumented answer", "base_url", time.Second},
 	"server error":          {wechatsim.Fault{Kind: "status", Status: 503}, "transient", "nothing", time.Second},

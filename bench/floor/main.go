@@ -1,7 +1,9 @@
-// Command floor is the least that a plugin of Vault can do for a read: it
-// answers with a constant, of the shape and size of the engine's answer. What a
-// read of it costs is Vault's, and what every external plugin pays that leaves the
-// SDK and Go's runtime as they are; `make bench` measures the engine against it.
+// Command floor is the least that a plugin of Vault can do for a request: it
+// answers with a constant, of the shape and size of the engine's answer. What that
+// costs is Vault's, and what every external plugin pays that leaves the SDK and Go's
+// runtime as they are; `make bench` measures the engine against it. A read is one
+// round trip from Vault to the plugin, an update is two: Vault asks first whether it
+// is one.
 package main
 
 import (
@@ -28,12 +30,21 @@ func main() {
 func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
 	b := &framework.Backend{
 		BackendType: logical.TypeLogical,
-		Paths: []*framework.Path{{
-			Pattern: "token/bench",
-			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.ReadOperation: &framework.PathOperation{Callback: read},
+		Paths: []*framework.Path{
+			{
+				Pattern: "token/bench",
+				Operations: map[logical.Operation]framework.OperationHandler{
+					logical.ReadOperation: &framework.PathOperation{Callback: read},
+				},
 			},
-		}},
+			{
+				Pattern: "sign/bench",
+				Fields:  map[string]*framework.FieldSchema{"url": {Type: framework.TypeString}},
+				Operations: map[logical.Operation]framework.OperationHandler{
+					logical.UpdateOperation: &framework.PathOperation{Callback: update},
+				},
+			},
+		},
 	}
 	setup := *conf
 	if conf.System != nil { // there is none at registration
@@ -53,6 +64,16 @@ func read(context.Context, *logical.Request, *framework.FieldData) (*logical.Res
 		"rotation_period":     int64(6910),
 		"last_vault_rotation": "2006-01-02T15:04:05.123Z",
 		"expire_time":         "2006-01-02T17:04:05Z",
+	}}, nil
+}
+
+func update(_ context.Context, _ *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	return &logical.Response{Data: map[string]any{
+		"appid":     "wx0123456789abcdef",
+		"timestamp": int64(1136214245),
+		"noncestr":  "0123456789ABCDEF0123456789",
+		"signature": "0123456789abcdef0123456789abcdef01234567",
+		"url":       data.Get("url"),
 	}}, nil
 }
 

@@ -3,6 +3,7 @@
 package vaulttest
 
 import (
+	"encoding/base64"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,5 +98,30 @@ func TestLeaksAreFound(t *testing.T) {
 				t.Errorf("the error is %v, want %q", err, test.want)
 			}
 		})
+	}
+}
+
+func TestTracesAreFoundHoweverTheyAreWritten(t *testing.T) {
+	const value = `0f1e2d3c+/"\&<>4b5a6978`
+	var traces Traces
+	if err := traces.Add("the secret", value); err != nil {
+		t.Fatal(err)
+	}
+	if err := traces.Add("too short", "short"); err == nil {
+		t.Error("any text holds five characters")
+	}
+	texts := []string{value[3:15], base64.StdEncoding.EncodeToString([]byte(`{"a":"` + value)), base64.RawURLEncoding.EncodeToString([]byte("x" + value))}
+	for _, from := range []int{0, 5, len(value) - pieceLength} {
+		texts = append(texts, spellings(value[from:from+pieceLength])...)
+	}
+	for _, text := range texts {
+		if len(traces.In("before "+text+" after")) == 0 {
+			t.Errorf("%q is not found", text)
+		}
+	}
+	for _, text := range []string{"", value[:pieceLength-1], strings.Repeat("nothing to be seen here ", 100)} {
+		if found := traces.In(text); found != nil {
+			t.Errorf("in %q: %v", text, found)
+		}
 	}
 }

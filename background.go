@@ -69,6 +69,7 @@ func (k *keeper) loadAll(s logical.Storage) {
 		k.log.Error("the write-ahead log cannot be read as a whole: Vault's tick brings the rest", "error", err)
 	}
 	// A revocation waits for whoever is busy with its account, and nobody waits for it.
+	k.resuming.Add(int64(len(pending)))
 	for _, r := range pending {
 		k.schedule.busy.Go(func() { k.resume(s, r) })
 	}
@@ -99,6 +100,7 @@ func (k *keeper) loadOne(s logical.Storage, name string) {
 
 // resume takes up a revocation after a start.
 func (k *keeper) resume(s logical.Storage, r *revocation) {
+	defer k.resuming.Add(-1)
 	a, err := k.acquire(k.ctx, r.Name)
 	if err != nil {
 		return // the mount is being closed

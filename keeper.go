@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -19,6 +20,9 @@ type keeper struct {
 
 	started sync.Once
 	loaded  chan struct{} // closed when every account was tried to be loaded, or the mount is closed
+
+	// resuming is how many revocations of before the start are still to be taken up.
+	resuming atomic.Int64
 
 	mu       sync.RWMutex
 	accounts map[string]*account // guarded by mu

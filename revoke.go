@@ -206,15 +206,17 @@ func (k *keeper) revoking(name string) bool {
 	return a != nil && a.revocation.Load() != nil
 }
 
-// isRevoking reports whether a revocation of the account is pending. Until the
-// accounts are loaded storage tells.
+// isRevoking reports whether a revocation of the account is pending. Until those of
+// before the start are taken up storage tells.
 func (k *keeper) isRevoking(ctx context.Context, s logical.Storage, name string, st *state) bool {
 	if k.revoking(name) {
 		return true
 	}
 	select {
 	case <-k.loaded:
-		return false
+		if k.resuming.Load() == 0 {
+			return false
+		}
 	default:
 	}
 	r, _ := openRevocation(ctx, s, name, st) // what cannot be read is not shown

@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,7 +17,12 @@ import (
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
+// clockAhead is how far the machine's clock was set ahead, in nanoseconds. Whoever sets
+// it puts it back to zero.
+var clockAhead atomic.Int64
+
 func TestMain(m *testing.M) {
+	wallClock = func() time.Time { return time.Now().Round(0).Add(time.Duration(clockAhead.Load())) }
 	// A dependency of the SDK starts this one with the process.
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("go.opencensus.io/stats/view.(*worker).start"))
 }

@@ -450,10 +450,15 @@ func TestLoginsLeaveNothingBehind(t *testing.T) {
 		}
 		m.loginFails("demo", "unknown-code")
 		x := m.exchanges.logins
-		require.Equal(t, 101, x.outcomes.Len())
+		held := func() int {
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			return x.outcomes.Len()
+		}
+		require.Equal(t, 101, held())
 		time.Sleep(exchangeMemory)
 		synctest.Wait()
-		require.Zero(t, x.outcomes.Len(), "also if nobody comes any more")
+		require.Zero(t, held(), "also if nobody comes any more")
 		require.Empty(t, x.known)
 		require.Empty(t, x.inAir)
 		require.Zero(t, x.size)

@@ -53,9 +53,8 @@ func (m *mount) tokenOrError(name string) error {
 // setClock puts the machine's clock forward, until the test ends.
 func setClock(t *testing.T, by time.Duration) {
 	t.Helper()
-	old := wallClock
-	t.Cleanup(func() { wallClock = old })
-	wallClock = func() time.Time { return time.Now().Round(0).Add(by) }
+	t.Cleanup(func() { clockAhead.Store(0) })
+	clockAhead.Store(int64(by))
 }
 
 func TestWhoWaitedWhileATwinForcedHandsOutNothingOfBefore(t *testing.T) {

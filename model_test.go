@@ -60,12 +60,9 @@ func TestRandomSchedules(t *testing.T) {
 // runSchedule carries out the schedule of a seed.
 func runSchedule(t *testing.T, seed uint64) {
 	t.Helper()
-	var offset atomic.Int64
-	old := wallClock
-	wallClock = func() time.Time { return time.Now().Round(0).Add(time.Duration(offset.Load())) }
-	defer func() { wallClock = old }()
+	defer clockAhead.Store(0)
 	synctest.Test(t, func(t *testing.T) {
-		x := newModel(t, seed, &offset)
+		x := newModel(t, seed, &clockAhead)
 		server, pipe := &http.Server{Handler: x, ReadHeaderTimeout: time.Minute}, x.m.pipe
 		var serving sync.WaitGroup
 		serving.Go(func() { _ = server.Serve(pipe) })

@@ -63,7 +63,7 @@ func TestAnAddressIsSignedAsTheBrowserShowsIt(t *testing.T) {
 			"http://[2001:db8::1]:80/":               "http://[2001:db8::1]:80/",
 			"https://user:pw@shop.example.com/x":     "https://user:pw@shop.example.com/x",
 			"https://shop.example.com?u=https://x/y": "https://shop.example.com?u=https://x/y",
-			"https://x/" + strings.Repeat("a", maxPageURL-10) + "#" + strings.Repeat("b", 64<<10): "https://x/" + strings.Repeat("a", maxPageURL-10),
+			"https://x/" + strings.Repeat("a", maxPageURL-10) + "#" + strings.Repeat("b", 32<<10): "https://x/" + strings.Repeat("a", maxPageURL-10),
 		} {
 			for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation} {
 				resp := m.ok(op, "sign/demo", map[string]any{"url": page})
@@ -187,7 +187,7 @@ func TestATicketIsReadWithItsSixFields(t *testing.T) {
 		}
 		require.Equal(t, "jsapi", m.ok(logical.ReadOperation, "ticket/demo", nil).Data["type"], "the default")
 		require.Equal(t, []string{"config/demo", "ticket/jsapi/demo", "ticket/wx_card/demo", "token/demo"}, m.stored())
-		for _, kind := range []string{"", "JSAPI", "jsapi ", "card", strings.Repeat("v4lue", 64<<10), "v4lue\n"} {
+		for _, kind := range []string{"", "JSAPI", "jsapi ", "card", strings.Repeat("v4lue", 1<<10), "v4lue\n"} {
 			status, text := m.refused(logical.ReadOperation, "ticket/demo", map[string]any{"type": kind})
 			require.Equal(t, http.StatusBadRequest, status)
 			require.Equal(t, "type must be jsapi or wx_card", text)

@@ -1,6 +1,7 @@
 package wechat
 
 import (
+	"bufio"
 	"context"
 	"crypto/x509"
 	"encoding/base64"
@@ -556,6 +557,14 @@ func raw(t *testing.T, handle func(conn net.Conn)) string {
 	return listener.Addr().String()
 }
 
+// readRequest waits for a request as a whole: what comes before it net/http takes for a
+// connection that ends.
+func readRequest(conn net.Conn) {
+	if req, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+		_, _ = io.Copy(io.Discard, req.Body)
+	}
+}
+
 // Whoever writes accounts can have Vault's host open connections: what is told of
 // them must not say what listens there.
 func TestEveryWayToFailHasOnePhraseAndTellsNothingElse(t *testing.T) {
@@ -573,6 +582,10 @@ func TestEveryWayToFailHasOnePhraseAndTellsNothingElse(t *testing.T) {
 	closed := listener.Addr().String()
 	require.NoError(t, listener.Close())
 	greets := says(banner + "\r\n")
+	answersOddly := raw(t, func(conn net.Conn) {
+		readRequest(conn)
+		_, _ = io.WriteString(conn, banner+"\r\n")
+	})
 	socksRefuses := raw(t, func(conn net.Conn) {
 		_, _ = conn.Read(make([]byte, 3))
 		_, _ = conn.Write([]byte{5, 0xff})
@@ -609,7 +622,7 @@ func TestEveryWayToFailHasOnePhraseAndTellsNothingElse(t *testing.T) {
 		"no socks5 proxy":                    {target, "socks5://user:proxy-password@" + greets, "the proxy refused", classUnreachable, true, "proxy_url"},
 		"a socks5 proxy that admits no one":  {target, "socks5://user:proxy-password@" + socksRefuses, "the proxy refused", classUnreachable, true, "proxy_url"},
 		"a socks5 proxy without a way there": {target, "socks5://user:proxy-password@" + socksUnreachable, "the proxy refused", classUnreachable, true, "proxy_url"},
-		"no HTTP":                            {"http://" + greets, "", "it is not an HTTP response, or its headers are too large", classAnswer, false, "base_url"},
+		"no HTTP":                            {"http://" + answersOddly, "", "it is not an HTTP response, or its headers are too large", classAnswer, false, "base_url"},
 		"silence":                            {"http://" + silent, "", "no answer within 1s", classUnreachable, false, "request_timeout"},
 		"a connection that ends":             {"http://" + hangsUp, "", "the connection ended before the answer was complete", classUnreachable, false, "base_url"},
 	} {
@@ -674,7 +687,7 @@ func TestHeadersAndInterimResponsesAreBounded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			addr := raw(t, func(conn net.Conn) {
-				go io.Copy(io.Discard, conn) //nolint:errcheck // whatever was sent
+				readRequest(conn)
 				c.answer(conn)
 			})
 			client, e := overTCP(t, "http://"+addr)

@@ -122,7 +122,6 @@ type documents struct {
 }
 
 func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
-	t.Parallel()
 	d := &documents{engine: newPlatform(t, ownVault(t)), dir: t.TempDir(), built: map[string]vaulttest.Plugin{}}
 	d.path = "wechat"
 	d.hide(documentsSecret)

@@ -42,7 +42,6 @@ window.wx = {
 // A headless browser opens the page of the example: what the page gives to wx.config
 // has to be what WeChat's browser accepts.
 func TestPageIsSigned(t *testing.T) {
-	t.Parallel()
 	if !installed(t, "the page with WeChat's JS-SDK", "chromium") {
 		return
 	}

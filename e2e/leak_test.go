@@ -205,7 +205,6 @@ var requestURI = regexp.MustCompile(`"request_uri":"[^"]*"`)
 // Whatever comes in and whatever happens: a secret is in no log, no audit file, no list
 // of processes, and in no answer but the one that is for it.
 func TestNothingSecretIsFoundAnywhere(t *testing.T) {
-	t.Parallel()
 	v := ownVault(t)
 	s := &search{engine: newEngineOn(t, v), answers: map[string]string{}}
 	account := func(more fields) fields {

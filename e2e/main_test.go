@@ -6,8 +6,10 @@
 // Two variables of the environment name what is tested: VAULT_BIN the program of
 // Vault or of OpenBao, WECHAT_PLUGIN the plugin's binary. Most tests share one
 // server and have a mount and a platform of their own on it; those that kill, stop
-// or seal a server start their own. All tests run in parallel, because most of them
-// spend their time waiting for tokens to age.
+// or seal a server start their own. Most tests run in parallel, because they
+// spend their time waiting for tokens to age. Those that keep the processors busy, with
+// browsers, SDKs or thousands of requests, come before them, one after the other: the
+// others measure times.
 package e2e
 
 import (
@@ -47,13 +49,13 @@ func run(m *testing.M) (status int) {
 		return 1
 	}
 	shared.dir = dir
-	// The tests wait more than they work: unless the command line says otherwise, all
-	// may run at a time, however few processors there are.
+	// The parallel tests wait more than they work: unless the command line says otherwise,
+	// many run at a time, however few processors there are.
 	flag.Parse()
 	parallel := false
 	flag.Visit(func(f *flag.Flag) { parallel = parallel || f.Name == "test.parallel" })
 	if !parallel {
-		if err := flag.Set("test.parallel", "64"); err != nil {
+		if err := flag.Set("test.parallel", "32"); err != nil {
 			panic(err)
 		}
 	}

@@ -67,7 +67,6 @@ func built(t *testing.T, dir string) string {
 // The backends for mini programs, in Go and in Node: users log in, and nobody but
 // Vault has the AppSecret.
 func TestMiniProgramsNeedNoAppSecret(t *testing.T) {
-	t.Parallel()
 	t.Run("go", func(t *testing.T) {
 		t.Parallel()
 		dir := filepath.Join("..", "examples", "mini-program", "go")

@@ -29,7 +29,6 @@ import (
 // A real Prometheus scrapes the real Vault as the example configures it, takes the
 // alerts, and has data for every query of the dashboard.
 func TestPrometheusScrapesAndHasDataForTheDashboard(t *testing.T) {
-	t.Parallel()
 	if !installed(t, "metrics, alerts and the dashboard with a real Prometheus", "prometheus", "promtool") {
 		return
 	}

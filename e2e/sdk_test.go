@@ -26,7 +26,6 @@ type sdk struct {
 // The adapters, each with the real SDK, against the real Vault: the SDK has no
 // AppSecret, and gets along.
 func TestSDKsNeedNoAppSecret(t *testing.T) {
-	t.Parallel()
 	sdks := []sdk{{"silenceper", filepath.Join("..", "examples", "sdk", "silenceper"), []string{"go", "run", "."}, "ok: 1 addresses", "GET ticket"}}
 	if what := "the adapters for the SDKs of npm"; installed(t, what, "node", "npm") {
 		dir := npmInstalled(t, filepath.Join("..", "examples", "sdk", "node"))

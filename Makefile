@@ -16,7 +16,7 @@ SIGN_KEY ?=
 export SIGN_KEY
 
 # Executions of each fuzz target, some seconds' worth.
-FUZZ := 20000
+FUZZ := 10000
 
 # Where the end-to-end tests note which of them this machine lacks a program for.
 NOT_RUN := bin/not-run

@@ -157,10 +157,11 @@ func TestRotationsAreSpacedForAllNamesOfAnAppID(t *testing.T) {
 		near(t, limited(t, err, "30 seconds"), spacing-time.Since(began))
 		is(t, e.statusOf(t, name), fields{"rotations_remaining": number(19)})
 	}
-	time.Sleep(time.Until(began.Add(spacing - time.Second)))
+	const left = 10 * time.Second // a busy machine may take some of them to ask
+	time.Sleep(time.Until(began.Add(spacing - left)))
 	_, err = e.rotate("team-a/twin")
-	if wait := limited(t, err); wait < time.Second || wait > answered.Sub(began)+2*time.Second {
-		t.Errorf("29 s later the time to wait is %s, want a second", wait)
+	if wait := limited(t, err); wait < time.Second || wait > answered.Sub(began)+left+time.Second {
+		t.Errorf("20 s later the time to wait is %s, want ten seconds", wait)
 	}
 	e.sawForced(t, account, 1, 1)
 	time.Sleep(time.Until(answered.Add(spacing + time.Second)))

@@ -23,15 +23,24 @@ type cachedSystemView struct {
 
 type replicationState struct {
 	consts.ReplicationState
+	local bool // the mount is not replicated
 	asked time.Time
 }
 
 // ReplicationState returns Vault's answer of the last replicationMemory.
 func (s *cachedSystemView) ReplicationState() consts.ReplicationState {
+	return s.known().ReplicationState
+}
+
+// LocalMount returns Vault's answer of the last replicationMemory: whether a node may
+// write is asked for at every read, and depends on both.
+func (s *cachedSystemView) LocalMount() bool { return s.known().local }
+
+func (s *cachedSystemView) known() *replicationState {
 	last := s.last.Load()
 	if now := time.Now(); last == nil || now.Sub(last.asked) >= replicationMemory {
-		last = &replicationState{s.SystemView.ReplicationState(), now}
+		last = &replicationState{s.SystemView.ReplicationState(), s.SystemView.LocalMount(), now}
 		s.last.Store(last)
 	}
-	return last.ReplicationState
+	return last
 }

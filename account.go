@@ -237,14 +237,6 @@ func (a *account) publish(ctx context.Context, s logical.Storage, next *state, s
 	return &published
 }
 
-// storedToken is the token of the state as far as it is known to be in storage.
-func (st *state) storedToken() *token {
-	if st == nil || st.unstored != nil {
-		return nil
-	}
-	return st.token
-}
-
 // removeOrphan removes a token and tickets without their configuration, or of an
 // account that this name no longer stands for. It looks only at what is in storage. The
 // caller holds the lock, or is the last to write for a mount that is closed.

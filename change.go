@@ -11,7 +11,8 @@ import (
 )
 
 // loadPatience is how long a change waits for the accounts to be loaded after a start,
-// where it has to know them all.
+// where it has to know them all: those that share its appid, to name them or because
+// they have its history.
 const loadPatience = 5 * time.Second
 
 // configured is what came of a write of a configuration.

@@ -11,10 +11,6 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// twinsTimeout bounds how long a write waits for the accounts to be loaded
-// after a start, to name those that share its appid.
-const twinsTimeout = 5 * time.Second
-
 // configFields are the fields of an account, the table of docs/reference.md in code.
 var configFields = map[string]*framework.FieldSchema{
 	"appid": {
@@ -182,7 +178,7 @@ func withVerifyHint(err error) error {
 // appid at the same upstream. It names those of the same level, whose names the writer
 // may know, and counts the others.
 func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name string, ap *appid) {
-	timeout := time.NewTimer(twinsTimeout)
+	timeout := time.NewTimer(loadPatience)
 	defer timeout.Stop()
 	select {
 	case <-b.keeper.loaded:

@@ -466,8 +466,8 @@ func TestTheOthersWithTheSameAppIDAreNamedAsSoonAsTheyAreLoaded(t *testing.T) {
 		loading, waits time.Duration
 		named          bool
 	}{
-		"in time":  {twinsTimeout - time.Second, twinsTimeout - time.Second, true},
-		"too late": {twinsTimeout + time.Second, twinsTimeout, false},
+		"in time":  {loadPatience - time.Second, loadPatience - time.Second, true},
+		"too late": {loadPatience + time.Second, loadPatience, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {

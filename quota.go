@@ -10,8 +10,9 @@ import (
 const errcodeQuota = 45009
 
 // quotaCleared ends the wait of an account, and of the others with its appid, and of
-// their tickets, for the daily quota: the counters at WeChat went back to zero. It is called after that
-// succeeded, and what cannot be told is tried again by itself in minutes.
+// their tickets, for the daily quota: the counters at WeChat went back to zero. It is
+// called after that succeeded, and what cannot be told is tried again by itself in
+// minutes.
 func (k *keeper) quotaCleared(ctx context.Context, s logical.Storage, name string) {
 	ctx, cancel := detached(ctx)
 	defer cancel()

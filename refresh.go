@@ -120,8 +120,8 @@ func asForcing(err error) error {
 // report answers an application that WeChat told its token is not valid. rejected
 // is that token, or empty for the current one. It asks WeChat at most once in
 // minCallInterval, and never by force. changed tells whether the account's token is
-// another one than when the request came, and than the rejected one. The state is nil if the account is not
-// configured.
+// another one than when the request came, and than the rejected one. The state is nil
+// if the account is not configured.
 func (k *keeper) report(ctx context.Context, s logical.Storage, name, rejected string) (st *state, changed bool, err error) {
 	rejected = strings.TrimSpace(rejected) // a line end that came with it makes no other token of it
 	var before *state                      // what was known when the request came

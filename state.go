@@ -378,6 +378,14 @@ func (st *state) isCurrent(value string) bool {
 	return st.token != nil && st.token.AccessToken == value
 }
 
+// storedToken is the token of the state as far as it is known to be in storage.
+func (st *state) storedToken() *token {
+	if st == nil || st.unstored != nil {
+		return nil
+	}
+	return st.token
+}
+
 // sameToken reports whether the token is that of the other state. The nil state has
 // none.
 func (st *state) sameToken(other *state) bool {

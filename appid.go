@@ -441,6 +441,17 @@ func (ap *appid) begun(epoch int64) bool {
 	return slices.ContainsFunc(ap.history.Forced, func(f forcedCall) bool { return f.Epoch == epoch })
 }
 
+// lastForced returns when the last forced call reached WeChat at the latest, the zero
+// time if there was none in the last 24 hours.
+func (ap *appid) lastForced() time.Time {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	if n := len(ap.history.Forced); n > 0 {
+		return ap.history.Forced[n-1].At.UTC()
+	}
+	return time.Time{}
+}
+
 // view is what was known of an appid when a normal call was made.
 type view struct {
 	epoch   int64

@@ -61,6 +61,14 @@ func (r *revocation) withdraw(ctx context.Context, s logical.Storage) error {
 // only once, when r is read.
 func (r *revocation) expired() bool { return time.Now().After(r.giveUp) }
 
+// keepDistance sets the first attempt.
+func (r *revocation) keepDistance() {
+	r.next = r.Requested.Add(forcedSpacing)
+	if latest := wallClock().Add(forcedSpacing); latest.Before(r.next) {
+		r.next = latest // the clock was set back since
+	}
+}
+
 // retry sets the next attempt.
 func (r *revocation) retry(b backoff) {
 	r.failures++
@@ -97,12 +105,9 @@ func readRevocations(ctx context.Context, s logical.Storage, ids []string) ([]*r
 			errs = append(errs, err)
 			continue
 		}
-		now := wallClock()
-		r.walID, r.next = id, r.Requested.Add(forcedSpacing)
-		if latest := now.Add(forcedSpacing); latest.Before(r.next) {
-			r.next = latest // the clock was set back since
-		}
-		r.giveUp = time.Now().Add(revocationAge - max(0, now.Sub(r.Requested)))
+		r.walID = id
+		r.keepDistance()
+		r.giveUp = time.Now().Add(revocationAge - max(0, wallClock().Sub(r.Requested)))
 		all = append(all, r)
 	}
 	return all, errors.Join(errs...)

@@ -146,7 +146,9 @@ func (a *account) completeRevocation(ctx context.Context, s logical.Storage, st 
 // moveRevocation announces the revocation of the account whose state is st, if one
 // is pending, for cfg, which this name is about to stand for: with another
 // base_url it still has the token that leaked. It returns nil if there is nothing
-// to move. The old announcement stays; Vault's tick drops whichever of the two is
+// to move. The new upstream's history does not hold the forced calls that were made
+// by the old one, and WeChat may count them all the same: the announcement carries the
+// spacing along. The old announcement stays; Vault's tick drops whichever of the two is
 // not of the account that is configured.
 func (a *account) moveRevocation(ctx context.Context, s logical.Storage, st *state, cfg *config) (*revocation, error) {
 	if st == nil || st.appID != cfg.AppID {
@@ -158,6 +160,10 @@ func (a *account) moveRevocation(ctx context.Context, s logical.Storage, st *sta
 		return nil, err
 	}
 	r.AccountID, r.Target, r.Epoch = cfg.ID, r.Target-st.forced(), 0
+	if last := st.appid.lastForced(); last.After(r.Requested) {
+		r.Requested = last
+		r.keepDistance()
+	}
 	return r, r.announce(ctx, s)
 }
 

@@ -432,6 +432,24 @@ func TestARevocationThatMovesIsNeitherLostNorDoubled(t *testing.T) {
 	}
 }
 
+func TestARevocationThatMovesKeepsItsDistanceFromTheFirstForcedCall(t *testing.T) {
+	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		leaked := m.read("demo")["access_token"].(string)
+		m.storage.failing(func(op, key string) error {
+			if op == "put" && strings.HasPrefix(key, rotationPrefix) {
+				time.Sleep(5 * time.Second) // the call is made long after it was asked for
+			}
+			return nil
+		})
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.storage.failing(nil)
+		m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
+		m.ticks(4)
+		m.hasRevoked(leaked)
+	})
+}
+
 func TestARevocationMovesThoughItIsNotInMemoryYet(t *testing.T) {
 	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

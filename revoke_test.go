@@ -433,7 +433,7 @@ func TestARevocationThatMovesIsNeitherLostNorDoubled(t *testing.T) {
 }
 
 func TestARevocationThatMovesKeepsItsDistanceFromTheFirstForcedCall(t *testing.T) {
-	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(_ *testing.T, m *mount) {
 		m.write("demo", nil)
 		leaked := m.read("demo")["access_token"].(string)
 		m.storage.failing(func(op, key string) error {

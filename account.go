@@ -342,7 +342,7 @@ func (a *account) removeTickets(ctx context.Context, s logical.Storage) error {
 // configOf reads the configuration that belongs to a state. The caller holds the lock.
 func (a *account) configOf(ctx context.Context, s logical.Storage, st *state) (*config, error) {
 	cfg, err := loadConfig(ctx, s, a.name)
-	if err == nil && (cfg == nil || !st.sameAccount(cfg)) {
+	if err == nil && !st.sameAccount(cfg) {
 		a.forget() // another node changed it
 		return nil, errChanged
 	}

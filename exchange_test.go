@@ -471,6 +471,93 @@ func TestLoginsLeaveNothingBehind(t *testing.T) {
 	})
 }
 
+func TestLoginsReadTheConfigurationOncePerChange(t *testing.T) {
+	const fresh = "another-secret"
+	renew := func(m *mount) { m.sim.SetAccount(testAppID, wechatsim.Account{Secret: fresh}) }
+	for name, change := range map[string]func(m *mount){
+		"nothing": func(*mount) {},
+		"a secret": func(m *mount) {
+			renew(m)
+			m.write("demo", map[string]any{"secret": fresh})
+		},
+		"a secret, not tried": func(m *mount) {
+			renew(m)
+			m.write("demo", map[string]any{"secret": fresh, "verify": false})
+		},
+		"a secret, on another node": func(m *mount) {
+			renew(m)
+			cfg, err := loadConfig(m.t.Context(), m.storage, "demo")
+			require.NoError(m.t, err)
+			cfg.Secret = fresh
+			require.NoError(m.t, storeConfig(m.t.Context(), m.storage, "demo", cfg))
+			m.InvalidateKey(m.t.Context(), "config/demo")
+			m.login("demo", m.mini()) // from storage, until the account is loaded
+			m.read("demo")
+		},
+		"the account, by one of the same name": func(m *mount) {
+			renew(m)
+			m.ok(logical.DeleteOperation, "config/demo", nil)
+			m.write("demo", map[string]any{"secret": fresh})
+		},
+		"what is not the secret": func(m *mount) {
+			m.ok(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.login("demo", m.mini())
+				change(m)
+				m.login("demo", m.mini())
+				ops := m.storage.count()
+				m.login("demo", m.mini())
+				require.Equal(t, ops, m.storage.count())
+				m.ok(logical.DeleteOperation, "config/demo", nil)
+				status, _ := m.loginFails("demo", m.mini())
+				require.Equal(t, http.StatusBadRequest, status)
+			})
+		})
+	}
+}
+
+// overtaken is storage that is changed while the answer of a Get is on its way.
+type overtaken struct {
+	logical.Storage
+	change func()
+}
+
+func (s overtaken) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	entry, err := s.Storage.Get(ctx, key)
+	s.change()
+	return entry, err
+}
+
+func TestALoginDoesNotBringBackAConfigurationThatWasChangedMeanwhile(t *testing.T) {
+	for name, change := range map[string]func(m *mount){
+		"here": func(m *mount) { m.write("demo", map[string]any{"request_timeout": 9}) },
+		"on another node": func(m *mount) {
+			cfg, err := loadConfig(m.t.Context(), m.storage, "demo")
+			require.NoError(m.t, err)
+			cfg.RequestTimeout = 9 * time.Second
+			require.NoError(m.t, storeConfig(m.t.Context(), m.storage, "demo", cfg))
+			m.InvalidateKey(m.t.Context(), "config/demo")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				storage := overtaken{m.storage, func() { change(m) }}
+				old, err := m.keeper.configOf(t.Context(), storage, "demo")
+				require.NoError(t, err)
+				require.Equal(t, defaultRequestTimeout, old.RequestTimeout)
+				now, err := m.keeper.configOf(t.Context(), m.storage, "demo")
+				require.NoError(t, err)
+				require.Equal(t, 9*time.Second, now.RequestTimeout)
+			})
+		})
+	}
+}
+
 func TestOnlySoMuchIsRemembered(t *testing.T) {
 	for name, c := range map[string]struct{ size, most int }{
 		"by number": {1, maxRemembered},

@@ -156,6 +156,24 @@ func (k *keeper) stateOf(ctx context.Context, s logical.Storage, name string) (*
 	return st, nil
 }
 
+// configOf returns the account's configuration, nil if it is not configured. It is
+// read from storage once for each change: a login is not to wait for that as well.
+func (k *keeper) configOf(ctx context.Context, s logical.Storage, name string) (*config, error) {
+	var st *state
+	if a := k.lookup(name); a != nil {
+		if st = a.current(); st != nil {
+			if cfg := st.config.Load(); cfg != nil {
+				return cfg, nil
+			}
+		}
+	}
+	cfg, err := loadConfig(ctx, s, name)
+	if st.sameAccount(cfg) {
+		st.config.Store(cfg)
+	}
+	return cfg, err
+}
+
 // invalidate forgets what another node changed in storage. It may be called
 // while the account is being loaded.
 func (k *keeper) invalidate(key string) {

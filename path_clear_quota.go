@@ -32,7 +32,7 @@ func (b *backend) clearQuota(ctx context.Context, req *logical.Request, data *fr
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	cfg, err := loadConfig(ctx, req.Storage, name)
+	cfg, err := b.keeper.configOf(ctx, req.Storage, name)
 	if err != nil {
 		return nil, err
 	}

@@ -79,7 +79,7 @@ func (b *backend) exchangeOf(ctx context.Context, req *logical.Request, data *fr
 	if err != nil {
 		return "", nil, logical.ErrorResponse(err.Error()), nil
 	}
-	cfg, err := loadConfig(ctx, req.Storage, name)
+	cfg, err := b.keeper.configOf(ctx, req.Storage, name)
 	if err != nil {
 		return "", nil, nil, err
 	}

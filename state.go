@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -66,6 +67,11 @@ type state struct {
 	syncInterval time.Duration // 0: off
 	timeout      time.Duration // request_timeout
 	host         string        // of base_url
+
+	// config is the configuration itself, once a login has read it; nil inside until
+	// then, since few accounts have any. Every change of the configuration brings
+	// another place for it, so that nobody puts back what was read before.
+	config *atomic.Pointer[config]
 
 	appid *appid
 	token *token    // nil: none was ever fetched
@@ -151,6 +157,7 @@ func (st *state) configured(cfg *config) *state {
 	next := *st
 	next.accountID, next.appID, next.maxTTL, next.syncInterval = cfg.ID, cfg.AppID, cfg.MaxTTL, cfg.SyncInterval
 	next.timeout, next.host = cfg.RequestTimeout, cfg.host()
+	next.config = &atomic.Pointer[config]{}
 	return &next
 }
 
@@ -168,7 +175,9 @@ func (st *state) reconfigured(cfg *config) *state {
 
 // sameAccount reports whether the state is of this account, as it was or as it is to
 // be.
-func (st *state) sameAccount(cfg *config) bool { return st != nil && st.accountID == cfg.ID }
+func (st *state) sameAccount(cfg *config) bool {
+	return st != nil && cfg != nil && st.accountID == cfg.ID
+}
 
 // scheduleSync sets the next comparison, a fraction of interval from now.
 func (st *state) scheduleSync(now time.Time, interval time.Duration, fraction float64) {

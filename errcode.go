@@ -146,6 +146,8 @@ var ownErrcodes = map[api]map[int]rule{
 		40014: {classToken, http.StatusBadGateway, backoffTransient, "WeChat did not accept the account's token", adviceReport},
 		42001: {classToken, http.StatusBadGateway, backoffTransient, "the account's token has ended", adviceReport},
 		45009: {classQuota, http.StatusTooManyRequests, backoffQuota, "the account's daily quota of ticket calls is used up", "wait for the next day, or reset the quota with clear-quota or in the account's console"},
+		// Not in WeChat's page of the call, but what accounts without the right get.
+		48001: {classAccount, http.StatusBadRequest, backoffPerson, "the account has no right to this API", "see the account's API permissions in its console: tickets are for service accounts and for the others that WeChat has given the right"},
 	},
 }
 

@@ -66,7 +66,7 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 		apiCode2Session: {40029: code, 40163: code, 41008: code, 40226: user, 45011: login},
 		apiOAuth2:       {40029: code, 40163: code, 41008: code},
 		apiClearQuota:   {48006: spent},
-		apiTicket:       {40001: tokens, 40014: tokens, 42001: tokens, 45009: spent},
+		apiTicket:       {40001: tokens, 40014: tokens, 42001: tokens, 45009: spent, 48001: account},
 	}
 	require.ElementsMatch(t, slices.Collect(maps.Keys(own)), slices.Collect(maps.Keys(ownErrcodes)))
 	for call, table := range own {

@@ -71,12 +71,17 @@ func (p *platform) minting(r request, c credentials) request {
 	return r
 }
 
-// login is the call that a back end makes without Vault.
-func (p *platform) login(ctx context.Context) (request, error) {
+// loginURL is the call of a login that needs no Vault, but for its code.
+func (p *platform) loginURL() string {
 	query := url.Values{
 		"appid": {p.user.appid}, "secret": {p.user.secret}, "js_code": {codePlace}, "grant_type": {"authorization_code"},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.baseURL+"/sns/jscode2session?"+query.Encode(), http.NoBody)
+	return p.baseURL + "/sns/jscode2session?" + query.Encode()
+}
+
+// login is the call that a back end makes without Vault.
+func (p *platform) login(ctx context.Context) (request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.loginURL(), http.NoBody)
 	if err != nil {
 		return request{}, err
 	}

@@ -37,6 +37,7 @@ const (
 	transit           // an HMAC by update
 	floorWrite        // an update
 	login             // code2session/
+	floorLogin        // an update that makes the call of a login
 	direct            // the call of WeChat that a login makes, without Vault
 )
 
@@ -46,6 +47,9 @@ const (
 
 	// codePlace is where the code of a login goes, and as long as one.
 	codePlace = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+
+	// callPlace is where the address of the call goes that the floor makes.
+	callPlace = "address"
 )
 
 var subjects = []subject{
@@ -60,6 +64,7 @@ var subjects = []subject{
 	transit:    {text{"transit `hmac`, built in, by update", "transit `hmac`，内置（update）"}, http.MethodPut, "transit/hmac/bench", `{"input":"` + input + `"}`, ""},
 	floorWrite: {text{"floor by update", "空插件（update）"}, http.MethodPut, "floor/sign/bench", `{"url":"` + page + `"}`, floorPlugin},
 	login:      {text{"this engine, `code2session/` by update", "本引擎，`code2session/`（update）"}, http.MethodPut, "wechat/code2session/bench", `{"js_code":"` + codePlace + `"}`, enginePlugin},
+	floorLogin: {text{"floor by update, which makes the call of WeChat", "空插件（update），由它调用微信"}, http.MethodPut, "floor/login/bench", `{"call":"` + callPlace + `"}`, floorPlugin},
 	direct:     {text{"the call of WeChat, made directly", "直接调用微信"}, http.MethodGet, "", "", ""},
 }
 
@@ -106,7 +111,7 @@ type cell struct {
 }
 
 // isLogin tells whether WeChat is called for the subject.
-func isLogin(s int) bool { return s == login || s == direct }
+func isLogin(s int) bool { return s == login || s == floorLogin || s == direct }
 
 // measured are the subjects of a run, in two groups that take turns: what Vault
 // answers by itself, and logins.

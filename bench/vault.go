@@ -126,7 +126,7 @@ func (v *vault) fill(ctx context.Context, dir string) error {
 		floor:      `"access_token":"0123456789abcdef`,
 		signRead:   `"url":"` + page + `"`, signWrite: `"url":"` + page + `"`, floorWrite: `"url":"` + page + `"`,
 		transit: `"hmac":"vault:v1:`,
-		login:   "",
+		login:   "", floorLogin: "",
 	})
 }
 
@@ -192,7 +192,8 @@ func (v *vault) checkSignature(ctx context.Context) error {
 func (v *vault) prepare(ctx context.Context, clientToken string, expected []string) error {
 	for s, text := range expected {
 		subject := subjects[s]
-		req, err := http.NewRequestWithContext(ctx, subject.method, v.Address()+"/v1/"+subject.path, strings.NewReader(subject.body))
+		body := strings.Replace(subject.body, callPlace, v.platform.loginURL(), 1)
+		req, err := http.NewRequestWithContext(ctx, subject.method, v.Address()+"/v1/"+subject.path, strings.NewReader(body))
 		if err != nil {
 			return err
 		}
@@ -205,6 +206,7 @@ func (v *vault) prepare(ctx context.Context, clientToken string, expected []stri
 		v.requests = append(v.requests, request{wire: wire, expected: text})
 	}
 	v.requests[login] = v.platform.minting(v.requests[login], v.platform.engine)
+	v.requests[floorLogin] = v.platform.minting(v.requests[floorLogin], v.platform.user)
 	call, err := v.platform.login(ctx)
 	v.requests = append(v.requests, call)
 	return err

@@ -3,11 +3,14 @@
 // costs is Vault's, and what every external plugin pays that leaves the SDK and Go's
 // runtime as they are; `make bench` measures the engine against it. A read is one
 // round trip from Vault to the plugin, an update is two: Vault asks first whether it
-// is one.
+// is one. For a login it makes the call of WeChat as well, and checks nothing.
 package main
 
 import (
 	"context"
+	"encoding/json"
+	"io"
+	"net/http"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -35,6 +38,13 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 				Pattern: "token/bench",
 				Operations: map[logical.Operation]framework.OperationHandler{
 					logical.ReadOperation: &framework.PathOperation{Callback: read},
+				},
+			},
+			{
+				Pattern: "login/bench",
+				Fields:  map[string]*framework.FieldSchema{"call": {Type: framework.TypeString}},
+				Operations: map[logical.Operation]framework.OperationHandler{
+					logical.UpdateOperation: &framework.PathOperation{Callback: login},
 				},
 			},
 			{
@@ -75,6 +85,31 @@ func update(_ context.Context, _ *logical.Request, data *framework.FieldData) (*
 		"signature": "0123456789abcdef0123456789abcdef01234567",
 		"url":       data.Get("url"),
 	}}, nil
+}
+
+// toWeChat keeps as many connections as there are logins at a time.
+var toWeChat = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}}
+
+// login makes the call that it is told to, and passes on what a login gives.
+func login(ctx context.Context, _ *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, data.Get("call").(string), http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := toWeChat.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var user struct {
+		OpenID  string  `json:"openid"`
+		UnionID *string `json:"unionid"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&user); err != nil {
+		return nil, err
+	}
+	_, err = io.Copy(io.Discard, resp.Body)
+	return &logical.Response{Data: map[string]any{"openid": user.OpenID, "unionid": user.UnionID}}, err
 }
 
 // steadySystem asks Vault for the replication state once a second: the framework

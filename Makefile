@@ -72,7 +72,7 @@ test-unit: ## The quick loop: unit tests without the race detector
 
 .PHONY: test-race
 test-race: c-compiler
-	CGO_ENABLED=1 go test -race -shuffle=on ./...
+	CGO_ENABLED=1 go test -race -shuffle=on -timeout 30m ./...
 
 .PHONY: test-release
 test-release:

@@ -185,6 +185,8 @@ func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
 	st := newState(cfg, ap, tok, rand.Float64()) //nolint:gosec // jitter needs no secrecy
 	if a.last.sameAccount(cfg) {
 		st = st.remember(a.last)
+		// What memory remembers may be of credentials that were never stored.
+		st.accepted = st.token != nil && st.token.Credentials == cfg.Credentials
 	}
 	if st.token != nil {
 		ap.recall(st.token)
@@ -216,7 +218,9 @@ func (a *account) publish(ctx context.Context, s logical.Storage, next *state, s
 		if next.token != nil {
 			err = storeToken(ctx, s, a.name, stored, next.token)
 		}
-		err = errors.Join(err, next.appid.save(ctx, s))
+		if a.ctx.Err() == nil { // the token may have taken its time
+			err = errors.Join(err, next.appid.save(ctx, s))
+		}
 	}
 	if a.ctx.Err() != nil {
 		_ = a.removeOrphan(ctx, s) // what was written late must not outlive the account

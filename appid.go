@@ -67,6 +67,7 @@ type appid struct {
 	loaded   bool       // the history was read from storage since it was stale
 	history  history
 	unstored bool          // the history in memory is newer than the stored one
+	spaced   time.Time     // before this no forced call is made, by the clock that nobody can set
 	forcing  chan struct{} // closed when the forced call that is in the air has ended; nil while none is
 	latest   latest        // the token that WeChat named last in this epoch
 	answers  uint64        // grows with each change of epoch or latest
@@ -447,6 +448,13 @@ func (ap *appid) rewrite() {
 	}
 }
 
+// isUnstored reports whether the history in memory is newer than the stored one.
+func (ap *appid) isUnstored() bool {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	return ap.unstored
+}
+
 // known reports whether the history is in memory.
 func (ap *appid) known() bool {
 	ap.mu.Lock()
@@ -587,9 +595,9 @@ func (ap *appid) announce(ctx context.Context, s logical.Storage, epoch int64, t
 	begun := wallClock()
 	ap.mu.Lock()
 	h := ap.history.pruned(begun)
-	forcing := ap.forcing
+	forcing, spaced := ap.forcing, ap.spaced
 	ap.mu.Unlock()
-	if wait := h.wait(begun); wait > 0 || forcing != nil {
+	if wait := max(h.wait(begun), time.Until(spaced)); wait > 0 || forcing != nil {
 		return nil, h.limited(max(wait, time.Second))
 	}
 	// WeChat counts from when the call reaches it. Storage may take its time before
@@ -631,6 +639,7 @@ func (ap *appid) end(f *force, reached time.Time, g *tokenAnswer) {
 			ap.history.Forced[i].At = reached
 		}
 	}
+	ap.spaced = time.Now().Add(forcedSpacing + max(0, reached.Sub(wallClock())))
 	if g != nil {
 		ap.latest = latest{token: g.token, rotatedAt: g.asked, end: g.end()}
 	}

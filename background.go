@@ -205,14 +205,17 @@ func (k *keeper) recheck(a *account, now time.Time) error {
 // sweepHistories removes the histories of forced refreshes that no account has and
 // that are older than a day, once a day: deleted accounts leave nothing for ever.
 func (k *keeper) sweepHistories(s logical.Storage) {
+	wait := startHoldOff // before that Vault takes no writes
 	for {
-		if err := k.sweepOnce(k.ctx, s); err != nil && k.ctx.Err() == nil {
-			k.log.Warn("old histories of forced refreshes could not be removed", "error", err)
-		}
 		select {
 		case <-k.ctx.Done():
 			return
-		case <-time.After(day):
+		case <-time.After(wait):
+		}
+		wait = day
+		if err := k.sweepOnce(k.ctx, s); err != nil && k.ctx.Err() == nil {
+			k.log.Warn("old histories of forced refreshes could not be removed", "error", err)
+			wait = time.Hour
 		}
 	}
 }
@@ -221,6 +224,9 @@ func (k *keeper) sweepOnce(ctx context.Context, s logical.Storage) error {
 	keys, err := logical.CollectKeys(ctx, logical.NewStorageView(s, rotationPrefix))
 	if err != nil {
 		return err
+	}
+	if !k.allLoaded() {
+		return errors.New("not every account is loaded, so whose they are is not known")
 	}
 	var errs []error
 	for _, key := range keys {
@@ -235,4 +241,16 @@ func (k *keeper) stop() {
 	k.cancel()
 	k.schedule.stop()
 	k.client.close()
+}
+
+// allLoaded reports whether every account in memory is a member of its appid.
+func (k *keeper) allLoaded() bool {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	for _, a := range k.accounts {
+		if a.state.Load() == nil {
+			return false
+		}
+	}
+	return true
 }

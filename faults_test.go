@@ -542,3 +542,145 @@ type napper struct{ at place }
 
 func (n *napper) place() *place          { return &n.at }
 func (n *napper) errand() (lane, string) { return fastLane, "one.example.com" }
+
+func TestAFailureOfAnAttemptBegunBeforeTheDueTimeDelaysNothing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		time.Sleep(rotationPeriod - 2*time.Second) // nothing is due
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Times: 1})
+		m.sim.SetLatency(3 * time.Second)
+		begun := time.Now()
+		m.refused(logical.UpdateOperation, "refresh/demo", nil)
+		require.Equal(t, 3*time.Second, time.Since(begun))
+		m.sim.SetLatency(0)
+		calls := m.calls()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		require.Greater(t, m.calls(), calls, "the first attempt at the due token is delayed by a failure of an attempt begun before it was due")
+	})
+}
+
+func TestAComparisonRefusedDuringATwinsForcedCallTakesNobodysToken(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", nil)
+		m.write("b", nil)
+		time.Sleep(time.Hour)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "normal", Times: 1})
+		m.sim.SetLatency(2 * time.Second)
+		var report sync.WaitGroup
+		report.Go(func() { m.refused(logical.UpdateOperation, "refresh/b", nil) })
+		time.Sleep(time.Second)
+		m.sim.SetLatency(0)
+		m.ok(logical.UpdateOperation, "rotate/a", nil) // WeChat is well
+		report.Wait()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		require.NoError(t, m.tokenOrError("b"))
+	})
+}
+
+func TestAComparisonThatFailsPastTheDueTimeMakesNoOutage(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		time.Sleep(rotationPeriod - 2*time.Second) // nothing is due
+		a, err := m.keeper.acquire(t.Context(), "demo")
+		require.NoError(t, err)
+		st := *a.current()
+		p := &problem{rule: errcodes[45009], errcode: 45009}
+		long := wallClock().Add(-10 * time.Minute)
+		st.failure = &failure{problem: p, at: long, next: wallClock(), count: 6, run: 6}
+		a.setState(&st)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Times: 1})
+		m.sim.SetLatency(3 * time.Second)
+		m.keeper.release(a) // the background compares
+		time.Sleep(4 * time.Second)
+		m.sim.SetLatency(0) // WeChat is well from here on
+		for range 60 {
+			require.NoError(t, m.tokenOrError("demo"), time.Now())
+			time.Sleep(10 * time.Second)
+		}
+	})
+}
+
+func TestAConfigWriteThatFailsWithStorageTakesNobodysToken(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.storage.hooked(func(op, key string) {
+			if op == "put" && key == "config/demo" {
+				m.storage.failing(func(string, string) error { return errStorage })
+			}
+		})
+		m.refused(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})
+		for range 5 {
+			require.NoError(t, m.tokenOrError("demo"))
+			time.Sleep(time.Minute)
+		}
+	})
+}
+
+func TestAHistoryIsNotSweptWhileAnAccountIsNotLoaded(t *testing.T) {
+	for _, trouble := range []bool{false, true} {
+		t.Run(fmt.Sprint(trouble), func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("a", nil)
+				m.write("b", nil)
+				time.Sleep(time.Hour)
+				m.sim.ForceOutside(testAppID)
+				// b notices; a's own call fails
+				m.ok(logical.UpdateOperation, "refresh/b", nil)
+				m.sim.Inject(wechatsim.Fault{Kind: "status", Status: 503})
+				synctest.Wait()
+				_ = m.tokenOrError("a")
+				m.close()
+				if trouble {
+					m.storage.failing(func(op, key string) error {
+						if op == "get" && strings.HasPrefix(key, configPrefix) {
+							return errStorage
+						}
+						return nil
+					})
+				}
+				m.open()
+				m.storage.failing(nil)
+				time.Sleep(31 * time.Second)
+				synctest.Wait()
+				_ = m.tokenOrError("a") // which checks that no dead one is given
+			})
+		})
+	}
+}
+
+func TestAHistoryIsSweptThoughVaultTakesNoWritesAtFirst(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		m.ok(logical.DeleteOperation, "config/demo", nil)
+		for range 10 {
+			m.close()
+			m.storage.failing(writesFail) // until all mounts are up
+			m.open()
+			time.Sleep(startHoldOff / 2)
+			m.storage.failing(nil)
+			time.Sleep(day - time.Minute)
+			synctest.Wait()
+		}
+		require.Empty(t, m.stored())
+	})
+}
+
+func TestNoForcedCallIsMadeWithASecretThatIsNotStored(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"secret": "wrong", "verify": false})
+		m.storage.failing(func(op, key string) error { // the write of the right secret is not stored
+			if op == "put" && (key == "config/demo" || key == "token/demo") {
+				return errStorage
+			}
+			return nil
+		})
+		m.refused(logical.UpdateOperation, "config/demo", map[string]any{"secret": testSecret})
+		m.storage.failing(nil)
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		seen, _ := m.forcedCalls()
+		require.Zero(t, seen, "a forced call was made with a secret that WeChat never accepted")
+	})
+}

@@ -457,3 +457,83 @@ func TestAListOfStatusesWhoseCallerLeavesIsNotEmpty(t *testing.T) {
 		require.ErrorIs(t, err, context.Canceled)
 	})
 }
+
+func TestNoWakeUpIsLostToARelease(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", nil)
+		m.write("b", nil)
+		m.reopen() // within the hold-off nothing is woken
+		b := m.keeper.lookup("b")
+		ap := b.current().appid
+		const rounds = 20000
+		var round, done atomic.Int64
+		var other sync.WaitGroup
+		other.Go(func() { // another name's forced calls
+			for i := int64(1); i <= rounds; i++ {
+				for round.Load() < i {
+				}
+				for range i % 97 { // so that every moment is met
+					_ = round.Load()
+				}
+				ap.mu.Lock()
+				ap.begin(newEpoch())
+				ap.wakeAll()
+				ap.mu.Unlock()
+				done.Store(i)
+			}
+		})
+		lost := 0
+		for i := int64(1); i <= rounds; i++ {
+			got := m.keeper.tryAcquire("b")
+			st := *got.state.Load()
+			tok := *st.token
+			tok.Epoch = ap.epoch.Load()
+			st.token = &tok
+			got.setState(&st) // it is confirmed
+			round.Store(i)
+			m.keeper.release(got)
+			for done.Load() < i {
+			}
+			if b.at.at.After(wallClock()) {
+				lost++
+			}
+		}
+		other.Wait()
+		require.Zero(t, lost, "of %d wakes", rounds)
+	})
+}
+
+func TestALateTokenOfAClosedInstanceBringsNoDeadOneBack(t *testing.T) {
+	for _, rotates := range []bool{false, true} {
+		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+			m.write("demo", nil)
+			time.Sleep(time.Hour)
+			m.sim.ForceOutside(testAppID)
+			held, goOn := make(chan struct{}), make(chan struct{})
+			m.at("put", "token/demo", func() { close(held); <-goOn })
+			var old sync.WaitGroup
+			old.Go(func() { _ = m.try(logical.UpdateOperation, "refresh/demo", nil) })
+			<-held
+			first := m.backend
+			first.Cleanup(t.Context())
+			m.open()
+			m.storage.hooked(nil)
+			if rotates {
+				m.ok(logical.UpdateOperation, "rotate/demo", nil)
+			} else {
+				m.ok(logical.UpdateOperation, "refresh/demo", nil)
+			}
+			close(goOn)
+			old.Wait()
+			first.keeper.schedule.busy.Wait()
+			before := m.read("demo")
+			time.Sleep(time.Minute)
+			m.ok(logical.UpdateOperation, "refresh/demo", nil) // the first comparison
+			m.reopen()
+			time.Sleep(time.Minute)
+			after := m.read("demo")
+			require.Equal(t, before["access_token"], after["access_token"])
+			require.Equal(t, before["last_vault_rotation"], after["last_vault_rotation"], "rotates %t", rotates)
+		})
+	}
+}

@@ -100,11 +100,19 @@ func (k *keeper) release(a *account) {
 	switch st := a.current(); {
 	case a.gone:
 	case st != nil:
-		at := st.wake()
-		if r := a.revocation.Load(); r != nil && (at.IsZero() || r.next.Before(at)) {
-			at = r.next
+		for {
+			epoch := st.appid.epoch.Load()
+			at := st.wake()
+			if r := a.revocation.Load(); r != nil && (at.IsZero() || r.next.Before(at)) {
+				at = r.next
+			}
+			k.schedule.set(a, at)
+			// Whoever changes the epoch wakes the account after that, and must not have
+			// been overtaken by this.
+			if st.appid.epoch.Load() == epoch {
+				break
+			}
 		}
-		k.schedule.set(a, at)
 	case a.state.Load() != nil: // overtaken by a change in storage
 		k.schedule.set(a, now)
 	case a.needsLoad:

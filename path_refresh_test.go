@@ -1,6 +1,7 @@
 package wechat
 
 import (
+	"fmt"
 	"net/http"
 	"sync"
 	"testing"
@@ -252,5 +253,28 @@ func TestAnOutsideReplacementThatOneNameNoticesReachesAllOfItsAppID(t *testing.T
 		require.Equal(t, true, m.refresh(token)["changed"])
 		synctest.Wait()
 		m.read("twin") // with a token that WeChat accepts
+	})
+}
+
+func TestATokenThatComesBackIsNoEarlierOne(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		first := m.read("demo")["access_token"].(string)
+		time.Sleep(time.Minute)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		time.Sleep(time.Minute)
+		// A replica of WeChat's that has not heard of it yet.
+		m.sim.Inject(wechatsim.Fault{Kind: "raw", Body: fmt.Sprintf(`{"access_token":%q,"expires_in":7000}`, first), Times: 1})
+		m.ok(logical.UpdateOperation, "refresh/demo", nil)
+		resp := m.ok(logical.ReadOperation, "token/demo", nil)
+		require.Equal(t, first, resp.Data["access_token"])
+		time.Sleep(time.Minute)
+		calls := m.calls()
+		for range 3 {
+			m.ok(logical.UpdateOperation, "refresh/demo", map[string]any{"rejected_token": first})
+			time.Sleep(15 * time.Second)
+		}
+		require.Greater(t, m.calls(), calls, "the current token was reported, and WeChat was not asked")
+		m.read("demo")
 	})
 }

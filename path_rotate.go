@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -68,6 +69,9 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 // rotateFailure says in what err leaves the account.
 func (b *backend) rotateFailure(name string, revoke bool, err error) string {
 	switch {
+	case errors.Is(err, errStillAnnounced):
+		return fmt.Sprintf("the token of account %q was not replaced, but Vault's storage did not take the request back: "+
+			"if the plugin restarts before storage takes writes again, the revocation is carried out", name)
 	case hadNoEffect(err) && b.keeper.revoking(name):
 		return fmt.Sprintf("the token of account %q was not replaced now, and the revocation that is pending goes on", name)
 	case hadNoEffect(err):

@@ -83,7 +83,7 @@ func (b *backend) readToken(ctx context.Context, req *logical.Request, name stri
 		"last_vault_rotation": st.token.RotatedAt.Format(time.RFC3339Nano),
 		"expire_time":         timestamp(st.token.ExpireTime),
 	}}
-	if st.failure != nil && !st.failure.at.Before(st.due) {
+	if st.failure != nil && !st.failure.begun.Before(st.due) {
 		resp.AddWarning(fmt.Sprintf("This token is valid until %s but could not be replaced yet: %s. Next attempt at %s.",
 			timestamp(st.token.end()), st.failure, timestamp(st.failure.next)))
 	}

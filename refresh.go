@@ -237,7 +237,7 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 	tok, stored := tokenFrom(g, st.token, cfg, epoch, false), st.storedToken()
 	changed := !st.isCurrent(tok.AccessToken)
 	a.metrics.refreshed(changed, good && st.token.end().Sub(g.asked) > overlap)
-	if changed || st.lastSuccess.IsZero() {
+	if changed || !st.compared {
 		// An instance of the mount that was closed before this one began may have
 		// written late. If it has stored this very token, its times count.
 		late, err := readToken(ctx, s, a.name)
@@ -252,7 +252,9 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 	if changed || st.failure != nil {
 		a.log.Debug("token from WeChat", "account", a.name, "appid", st.appID, "expire_time", timestamp(tok.ExpireTime))
 	}
-	return a.publish(ctx, s, st.succeeded(g, tok, syncJitter()), stored), nil
+	next := st.succeeded(g, tok, syncJitter())
+	next.compared = true
+	return a.publish(ctx, s, next, stored), nil
 }
 
 // sendFailure sends the event of an attempt that failed.

@@ -2,6 +2,8 @@ package wechat
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"github.com/hashicorp/vault/sdk/logical"
 )
@@ -39,8 +41,11 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 	done, err := a.force(ctx, s, st, cfg, epoch)
 	if hadNoEffect(err) {
 		// Nothing was done, and one that was pending before goes on. If the entry
-		// cannot be taken out now, Vault's tick finds that its epoch was never begun.
-		a.withdraw(ctx, s, r)
+		// cannot be taken out now, Vault's tick finds that its epoch was never begun;
+		// but a restart does not, unless storage knows by then that the call was undone.
+		if !a.withdraw(ctx, s, r) && st.appid.isUnstored() {
+			err = fmt.Errorf("%w: %w", errStillAnnounced, err)
+		}
 		return nil, err
 	}
 	r.next = wallClock().Add(forcedSpacing)
@@ -50,12 +55,18 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 	return done, err
 }
 
-// withdraw takes a revocation out of the write-ahead log. If that fails, Vault's tick
-// does it.
-func (a *account) withdraw(ctx context.Context, s logical.Storage, r *revocation) {
-	if err := r.withdraw(ctx, s); err != nil {
+// errStillAnnounced accompanies the error of a revocation that did not begin, and whose
+// announcement storage has kept.
+var errStillAnnounced = errors.New("the announcement of the revocation is still in storage")
+
+// withdraw takes a revocation out of the write-ahead log, and reports whether that
+// succeeded. If not, Vault's tick does it.
+func (a *account) withdraw(ctx context.Context, s logical.Storage, r *revocation) bool {
+	err := r.withdraw(ctx, s)
+	if err != nil {
 		a.log.Warn("a revocation that has ended could not be taken out of the write-ahead log: it is looked at again", "account", a.name, "error", err)
 	}
+	return err == nil
 }
 
 // endRevocation ends the pending revocation, complete or not. The caller holds the
@@ -156,6 +167,11 @@ func (a *account) moveRevocation(ctx context.Context, s logical.Storage, st *sta
 	}
 	// Memory need not know it yet, or still knows one of an account before.
 	r, err := openRevocation(ctx, s, a.name, st)
+	if known := a.revocation.Load(); r == nil && known != nil && known.open(a.name, st) {
+		moved := *known // by the clock that was set it would be over
+		r, moved.failures = &moved, 0
+		moved.keepDistance()
+	}
 	if r == nil {
 		return nil, err
 	}

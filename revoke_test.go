@@ -436,14 +436,13 @@ func TestARevocationThatMovesKeepsItsDistanceFromTheFirstForcedCall(t *testing.T
 	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(_ *testing.T, m *mount) {
 		m.write("demo", nil)
 		leaked := m.read("demo")["access_token"].(string)
-		m.storage.failing(func(op, key string) error {
+		m.storage.hooked(func(op, key string) {
 			if op == "put" && strings.HasPrefix(key, rotationPrefix) {
 				time.Sleep(5 * time.Second) // the call is made long after it was asked for
 			}
-			return nil
 		})
 		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.storage.failing(nil)
+		m.storage.hooked(nil)
 		m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
 		m.ticks(4)
 		m.hasRevoked(leaked)
@@ -728,5 +727,39 @@ func TestAClockSetForwardByADayDropsNoPendingRevocation(t *testing.T) {
 		require.Equal(t, 2, seen)
 		require.Equal(t, 2, effective)
 		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestARefusedRevokeWhoseUndoIsNotStoredSaysSo(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.OnCall(func(c wechatsim.Call) {
+			if c.Forced {
+				m.storage.failing(writesFail)
+			}
+		})
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
+		status, text := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		require.Equal(t, http.StatusTooManyRequests, status)
+		require.Contains(t, text, "was not replaced, but Vault's storage did not take the request back")
+		require.Contains(t, text, "errcode 45009")
+		m.sim.OnCall(nil)
+		m.storage.failing(nil)
+		m.ticks(10)
+		_, effective := m.forcedCalls()
+		require.Zero(t, effective, "as long as the plugin lives it knows")
+		require.Empty(t, m.walEntries())
+	})
+}
+
+func TestAClockSetForwardByADayDropsNoRevocationThatMoves(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		setClock(t, day+time.Hour)
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"base_url": "http://127.0.0.2:80", "secret": testSecret})
+		m.ticks(5)
+		_, effective := m.forcedCalls()
+		require.Equal(t, 2, effective)
 	})
 }

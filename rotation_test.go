@@ -632,3 +632,27 @@ func TestTheHistoryOfAnOlderVersionIsTakenOver(t *testing.T) {
 		require.Equal(t, forcedPerDay, m.statusOf("other")["rotations_remaining"])
 	})
 }
+
+func TestAClockSetForwardBringsNoForcedCallTooSoon(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		time.Sleep(2 * time.Second)
+		setClock(t, time.Minute)
+		m.ticksEvery(time.Second, 1)
+		m.ticks(5)
+		seen, effective := m.forcedCalls()
+		require.Equal(t, 2, effective)
+		require.Equal(t, 2, seen)
+	})
+}
+
+func TestAClockSetBackBringsNoForcedCallTooSoon(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		time.Sleep(2 * time.Second)
+		setClock(t, -time.Hour)
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+	})
+}

@@ -82,6 +82,7 @@ type state struct {
 	took        time.Duration // the last attempt, whatever came of it
 	unstored    *failure      // the last attempt to store what WeChat has answered, if it failed
 	lastSuccess time.Time     // of a call, since the plugin started
+	compared    bool          // what is stored was looked at again after a normal call, since the plugin started
 
 	// Reports of the current token by which WeChat stood.
 	rejections    int
@@ -96,7 +97,8 @@ type state struct {
 // that did not.
 type failure struct {
 	*problem
-	at    time.Time
+	begun time.Time // the attempt
+	at    time.Time // its end
 	next  time.Time // no attempt before this
 	count int       // failures in a row
 	run   int       // of them, the latest that call for the same backoff
@@ -105,7 +107,7 @@ type failure struct {
 // after returns the failure that follows f, which may be nil: an attempt that ended
 // in p.
 func (f *failure) after(p *problem, now time.Time) *failure {
-	next := &failure{problem: p, at: now, count: 1, run: 1}
+	next := &failure{problem: p, begun: now, at: now, count: 1, run: 1}
 	if f != nil {
 		next.count = f.count + 1
 		if f.backoff == p.backoff {
@@ -145,9 +147,9 @@ func newState(cfg *config, ap *appid, t *token, jitter float64) *state {
 func (st *state) remember(last *state) *state {
 	next := *st
 	if last.unstored != nil {
-		next.token, next.due, next.sync, next.accepted = last.token, last.due, last.sync, last.accepted
+		next.token, next.due, next.sync = last.token, last.due, last.sync
 	}
-	next.failure, next.took, next.unstored, next.lastSuccess = last.failure, last.took, last.unstored, last.lastSuccess
+	next.failure, next.took, next.unstored, next.lastSuccess, next.compared = last.failure, last.took, last.unstored, last.lastSuccess, last.compared
 	next.rejections, next.lastRejection, next.earlier = last.rejections, last.lastRejection, last.earlier
 	return &next
 }
@@ -219,7 +221,7 @@ func (st *state) waits(now time.Time) bool {
 		return false
 	}
 	due := st.dueTime()
-	return st.token == nil || now.Before(due) || !f.at.Before(due)
+	return st.token == nil || now.Before(due) || !f.begun.Before(due)
 }
 
 // servable reports whether a read is answered from memory: with a token that is
@@ -235,7 +237,7 @@ func (st *state) servable(now time.Time) bool {
 // overdue reports whether the token is due, the last attempt to replace it
 // failed, and the background is in time with the next.
 func (st *state) overdue(now time.Time) bool {
-	if now.Before(st.due) || st.failure == nil || st.failure.at.Before(st.due) {
+	if now.Before(st.due) || st.failure == nil || st.failure.begun.Before(st.due) {
 		return false
 	}
 	return now.Sub(st.failure.next) < backgroundLag || st.token.end().Sub(now) > readerMargin
@@ -275,7 +277,7 @@ func (st *state) nextAttempt() time.Time {
 		return f.next
 	}
 	due := st.dueTime()
-	if f != nil && !f.at.Before(due) {
+	if f != nil && !f.begun.Before(due) {
 		return f.next
 	}
 	at := due
@@ -339,6 +341,7 @@ func (st *state) succeeded(g *tokenAnswer, t *token, jitter float64) *state {
 func (st *state) failed(p *problem, begun, now time.Time, jitter float64) *state {
 	next := *st
 	next.failure, next.took = st.failure.after(p, now), now.Sub(begun)
+	next.failure.begun = begun
 	next.scheduleSync(now, next.syncInterval, jitter)
 	return &next
 }
@@ -357,6 +360,9 @@ func (st *state) recheck(now time.Time) *state {
 		f.next = now
 		if f.at.After(longAgo) {
 			f.at = longAgo
+		}
+		if f.begun.After(longAgo) {
+			f.begun = longAgo
 		}
 		next.failure = &f
 	}
@@ -379,7 +385,7 @@ func (st *state) rejected(now time.Time) *state {
 // wasEarlier reports whether value is one of the tokens before the current one, as
 // far as they are remembered.
 func (st *state) wasEarlier(value string) bool {
-	return len(st.earlier) > 0 && value != "" && slices.Contains(st.earlier, sha256.Sum256([]byte(value)))
+	return len(st.earlier) > 0 && value != "" && !st.isCurrent(value) && slices.Contains(st.earlier, sha256.Sum256([]byte(value)))
 }
 
 // isCurrent reports whether value is the current token.

@@ -266,6 +266,27 @@ func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
 	require.Greater(t, named, 50, "docs/security.md names them")
 }
 
+// requirement is a line of go.mod that requires a module for what it is used for
+// here, and not for another module's sake.
+var requirement = regexp.MustCompile(`(?m)^(?:require |\t)(?:github\.com/)?(\S+) v\S+$`)
+
+func TestTheDependenciesOfTheDocumentsAreThoseOfTheModule(t *testing.T) {
+	module, err := os.ReadFile("go.mod")
+	require.NoError(t, err)
+	var required, documented []string
+	for _, m := range requirement.FindAllStringSubmatch(string(module), -1) {
+		required = append(required, m[1])
+	}
+	_, table, found := strings.Cut(readDocument(t, "CONTRIBUTING.md").prose, "\n## Dependencies\n")
+	require.True(t, found)
+	for row := range strings.Lines(table) {
+		if modules, _, isRow := strings.Cut(strings.TrimPrefix(row, "| "), " |"); isRow && strings.HasPrefix(modules, "`") {
+			documented = append(documented, strings.Split(strings.Trim(modules, "`"), "`, `")...)
+		}
+	}
+	require.ElementsMatch(t, required, documented)
+}
+
 // metricRow is a row of a table of metrics.
 var metricRow = regexp.MustCompile("(?m)^\\| `(wechat_[a-z_]+)` \\|")
 

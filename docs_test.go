@@ -287,6 +287,18 @@ func TestTheDependenciesOfTheDocumentsAreThoseOfTheModule(t *testing.T) {
 	require.ElementsMatch(t, required, documented)
 }
 
+func TestBothTablesOfCompatibilityOfTheDocumentsHaveTheSameRows(t *testing.T) {
+	var rows [2][]string
+	for i, page := range []string{"README.md", "README.zh-CN.md"} {
+		_, table, found := strings.Cut(readDocument(t, page).prose, "\n<!-- make compat writes the rows from here -->\n")
+		require.True(t, found, page)
+		table, _, found = strings.Cut(table, "<!-- to here -->\n")
+		require.True(t, found, page)
+		rows[i] = strings.Split(strings.TrimSuffix(table, "\n"), "\n")[1:] // without the heading, which is in its language
+	}
+	require.Equal(t, rows[0], rows[1])
+}
+
 // metricRow is a row of a table of metrics.
 var metricRow = regexp.MustCompile("(?m)^\\| `(wechat_[a-z_]+)` \\|")
 

@@ -125,7 +125,7 @@ const refreshAll = `for name in $(curl -s -H "X-Vault-Token: $VAULT_TOKEN" "$VAU
 // notExecuted are the commands that are not run here, by how they begin, and why.
 // No other command of a document is left out.
 var notExecuted = []leftOut{
-	{"make dev", "it runs until Ctrl-C; the commands in its block it prints itself"},
+	{"make dev", "it runs until Ctrl-C, and prints the commands of its block itself: TestMakeDevDoesAsTheREADMEShows"},
 	{"make build", "the test builds both versions itself, and puts them where the command does"},
 	{"install -m 0755 bin/", "it writes to /etc; the test puts the program into the Vault's own plugin directory"},
 	{"make bench", "it takes minutes, and nothing else may run beside it"},
@@ -357,7 +357,7 @@ func (d *documents) release(t *testing.T, version string) {
 	t.Helper()
 	folder := t.TempDir()
 	clone, published, downloaded := filepath.Join(folder, "clone"), filepath.Join(folder, "published"), filepath.Join(folder, "downloaded")
-	gnupg, err := os.MkdirTemp("", "gnupg") // its sockets need a short path
+	gnupg, err := os.MkdirTemp("", "gnupg") //nolint:usetesting // its sockets need a short path
 	must(t, err)
 	d.env = []string{
 		"GNUPGHOME=" + gnupg, "PLATFORMS=linux/amd64", "IMAGE=registry.example.com/" + pluginName, "PUBLISHED=" + published,

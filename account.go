@@ -1,6 +1,7 @@
 package wechat
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -226,7 +227,7 @@ func (a *account) publish(ctx context.Context, s logical.Storage, next *state, s
 			a.log.Error("what WeChat answered cannot be stored: it is served from memory, and tried to be stored again", "account", a.name, "error", err)
 		}
 	}
-	changed := published.token != nil && !a.state.Load().sameToken(&published)
+	changed := published.token != nil && !cmp.Or(a.state.Load(), a.last).sameToken(&published)
 	a.setState(&published)
 	if changed {
 		a.events.send(event{

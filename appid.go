@@ -44,7 +44,7 @@ const (
 type appid struct {
 	key string // of its history in storage
 
-	// olderKey is where version 0.1.0-dev stored the history, which did not tell
+	// olderKey is where version 0.1.0 stored the history, which did not tell
 	// upstreams apart; "" if it is the same. The first member to join sets it.
 	olderKey string
 
@@ -89,33 +89,61 @@ type latest struct {
 // history is what storage knows of the forced refreshes of one appid, under
 // whichever names it is or was configured.
 type history struct {
-	Version int `json:"version"`
+	// Version is that of the storage schema.
+	Version int
 
 	// Epoch is that of the appid: a random number that no two forced calls have in
 	// common, whatever is undone, lost or written late. It is 0 before the first.
-	Epoch int64 `json:"epoch"`
+	Epoch int64
 
 	// ByUpstream is set in what is stored since upstreams are told apart.
-	ByUpstream bool `json:"by_upstream"`
+	ByUpstream bool
 
 	// Forced holds the calls of the last 24 hours that took effect or may have, in
 	// the order in which they were begun.
-	Forced []forcedCall `json:"forced"`
+	Forced []forcedCall
 }
 
 // forcedCall is one forced refresh.
 type forcedCall struct {
-	At    time.Time `json:"at"`    // when it reached WeChat at the latest
-	Epoch int64     `json:"epoch"` // the one it began
+	At    time.Time // when it reached WeChat at the latest
+	Epoch int64     // the one it began; 0 if version 0.1.0 has written it
 }
 
-// UnmarshalJSON also reads the plain time that version 0.1.0-dev wrote.
-func (f *forcedCall) UnmarshalJSON(raw []byte) error {
-	if json.Unmarshal(raw, &f.At) == nil {
-		return nil
+// storedHistory is a history in storage. Version 0.1.0 reads it, too: it knows no
+// epochs of calls, and writes none.
+type storedHistory struct {
+	Version    int         `json:"version"`
+	Epoch      int64       `json:"epoch"`
+	ByUpstream bool        `json:"by_upstream"`
+	Forced     []time.Time `json:"forced"`
+	Epochs     []int64     `json:"epochs"` // of the calls in Forced
+}
+
+// MarshalJSON makes what is stored.
+func (h history) MarshalJSON() ([]byte, error) {
+	stored := storedHistory{Version: h.Version, Epoch: h.Epoch, ByUpstream: h.ByUpstream}
+	for _, f := range h.Forced {
+		stored.Forced, stored.Epochs = append(stored.Forced, f.At), append(stored.Epochs, f.Epoch)
 	}
-	type plain forcedCall
-	return json.Unmarshal(raw, (*plain)(f))
+	return json.Marshal(stored)
+}
+
+// UnmarshalJSON reads what is stored.
+func (h *history) UnmarshalJSON(raw []byte) error {
+	var stored storedHistory
+	if err := json.Unmarshal(raw, &stored); err != nil {
+		return err
+	}
+	*h = history{Version: stored.Version, Epoch: stored.Epoch, ByUpstream: stored.ByUpstream}
+	for i, at := range stored.Forced {
+		f := forcedCall{At: at}
+		if len(stored.Epochs) == len(stored.Forced) {
+			f.Epoch = stored.Epochs[i]
+		}
+		h.Forced = append(h.Forced, f)
+	}
+	return nil
 }
 
 // newEpoch returns a number that no forced call has had yet.
@@ -136,7 +164,7 @@ func historyKey(cfg *config) string {
 	return storageKey(rotationPrefix, name)
 }
 
-// olderHistoryKey is where version 0.1.0-dev stored it.
+// olderHistoryKey is where version 0.1.0 stored it.
 func olderHistoryKey(cfg *config) string {
 	return storageKey(rotationPrefix, url.PathEscape(cfg.AppID))
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -40,11 +41,35 @@ func TestArrowsRunOneWay(t *testing.T) {
 			}
 		}
 	}
+	order := readingOrder(t)
+	for file, used := range uses {
+		if vaultsSide(file) {
+			continue
+		}
+		at := slices.Index(order, file)
+		if at < 0 {
+			t.Errorf("the package comment does not name %s", file)
+			continue
+		}
+		for _, other := range used {
+			if !slices.Contains(order[:at], other) {
+				t.Errorf("%s uses %s, which the package comment names after it", file, other)
+			}
+		}
+	}
 	arrows := 0
 	for _, used := range uses {
 		arrows += len(used)
 	}
 	t.Logf("%d files below Vault's side and on it, %d arrows", len(uses), arrows)
+}
+
+// readingOrder returns the files in the order in which the package comment names them.
+func readingOrder(t *testing.T) []string {
+	t.Helper()
+	file, err := parser.ParseFile(gotoken.NewFileSet(), "backend.go", nil, parser.ParseComments|parser.PackageClauseOnly)
+	require.NoError(t, err)
+	return regexp.MustCompile(`[a-z_]+\.go`).FindAllString(file.Doc.Text(), -1)
 }
 
 // usesOfFiles tells which files of the package each of its files uses, tests aside.

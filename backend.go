@@ -5,15 +5,15 @@
 //
 //	limits.go, clock.go   what WeChat documents in numbers; the wall clock, how times are shown
 //	errcode.go, problem.go  what WeChat's codes mean; a failed attempt and its words
-//	transport.go, answer.go, scrub.go, client.go  connections, answers, and the one funnel of all calls
+//	scrub.go, answer.go, transport.go, client.go  texts without secrets, answers, connections, and the one funnel of all calls
 //	metrics.go            the counters of what happens
 //	events.go             what the host is told of
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds
 //	schedule.go           the wake queue and its workers; knows nothing of accounts
 //	config.go, token.go   an account as it is stored; a token as it is stored
-//	ticket.go             a ticket as it is stored, and what memory knows of it
 //	appid.go              what the names of one AppID share: epoch, history, members
 //	state.go              what memory knows of an account: servable, due, ttl, health
+//	ticket.go             a ticket as it is stored, and what memory knows of it
 //	revocation.go         the record of a leak response
 //	account.go            one account in memory: its lock, loading, storing
 //	keeper.go             the registry of accounts

@@ -146,7 +146,6 @@ func (a *account) writeOther(ctx context.Context, s logical.Storage, st *state, 
 	a.forgetTickets()
 	// No ticket of another account is ever used, so this spoils nothing if it fails.
 	left := a.removeTickets(ctx, s)
-	a.last = nil
 	next := newState(cfg, a.join(cfg), nil, 0)
 	next.version = a.version(next.appid)
 	if tok != nil {

@@ -33,7 +33,7 @@ const (
 
 // events sends the events of a mount to its host, one after the other and beside
 // everything else: whoever has one goes on at once, whatever locks it holds. A host
-// that has no events refuses them, which is not worth a word.
+// that has no events refuses them, which is logged at trace level only.
 type events struct {
 	ctx     context.Context // ends with the mount, and with it the sending
 	log     hclog.Logger

@@ -59,6 +59,11 @@ func TestWhatHappensToAnAccountIsAnEvent(t *testing.T) {
 			about("config-write", "config", "config", "true"),
 		}, sent())
 
+		m.ok(logical.UpdateOperation, "config/team/demo", account1(map[string]any{"base_url": "http://127.0.0.2:80"}))
+		m.ok(logical.UpdateOperation, "config/team/demo", account1(nil))
+		written := about("config-write", "config", "config", "true")
+		require.Equal(t, []map[string]string{written, written}, sent(), "WeChat's token is still the same")
+
 		m.read("team/demo")
 		m.refused(logical.UpdateOperation, "config/team/demo", map[string]any{"max_ttl": 1})
 		require.Empty(t, sent(), "neither a read nor what is refused changes anything")

@@ -223,7 +223,8 @@ func errcodeLabel(a api, errcode int) string {
 	return strconv.Itoa(errcode)
 }
 
-// watched is storage whose failures are counted, once however often it is asked for.
+// watched is storage whose failures are counted. Storage that is watched already is
+// returned as it is, so that no failure counts twice.
 func (m *metrics) watched(s logical.Storage) logical.Storage {
 	switch s.(type) {
 	case nil, *watchedStorage: // there is none at registration

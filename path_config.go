@@ -31,7 +31,7 @@ var configFields = map[string]*framework.FieldSchema{
 	},
 	"proxy_url": {
 		Type:         framework.TypeString,
-		Description:  "The egress proxy of this account: http, https or socks5. A user and password in it are never read back. Without it HTTPS_PROXY and NO_PROXY of the plugin's environment apply.",
+		Description:  "The egress proxy of this account: http, https or socks5. A user and password in it are never read back. Without it HTTPS_PROXY and NO_PROXY of the Vault server's environment apply.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Proxy URL", Sensitive: true, Group: "Network"},
 	},
 	"ca_pem": {
@@ -54,7 +54,7 @@ var configFields = map[string]*framework.FieldSchema{
 	"max_ttl": {
 		Type:         framework.TypeDurationSecond,
 		Default:      int(defaultMaxTTL / time.Second),
-		Description:  "Cap on the ttl that readers of the token are told: at least 10s, or 0 for none. A token replaced by force reaches them within it. Default: 4m.",
+		Description:  "Cap on the ttl that readers of the token are told: at least 10s, or 0 for none. After a forced refresh they have the new token within it. Default: 4m.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Maximum TTL"},
 	},
 	"verify": {

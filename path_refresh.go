@@ -17,7 +17,7 @@ func (b *backend) refreshPaths() []*framework.Path {
 	response["changed"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Whether the account's token is another one now: read it at token/<name>.", Required: true}
 	return b.paths(accountPath{
 		prefix:      refreshPrefix,
-		synopsis:    "Report a rejected token (normal mode): WeChat is asked, and the token stays valid.",
+		synopsis:    "Report a rejected token (normal mode): asks WeChat which token is current, and invalidates none.",
 		description: refreshHelp,
 		fields: map[string]*framework.FieldSchema{
 			"rejected_token": {

@@ -50,7 +50,7 @@ func TestARejectedTokenIsReplacedIfWeChatHasAnother(t *testing.T) {
 	})
 }
 
-func TestARejectedTokenThatWeChatStandsByIsNotForced(t *testing.T) {
+func TestARejectedTokenThatWeChatStillAcceptsIsNotForced(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		token := m.read("demo")

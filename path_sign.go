@@ -82,13 +82,16 @@ func (b *backend) signPath(ctx context.Context, req *logical.Request, data *fram
 
 // sign answers a request of sign/name, be name and page valid or not.
 func (b *backend) sign(ctx context.Context, req *logical.Request, name, page string) (*logical.Response, error) {
-	if !b.keeper.writable() { // as onActive has it, which reads pass by
+	if !b.keeper.writable() { // what onActive checks, which reads by HandleRequest do not go through
 		return nil, logical.ErrReadOnly
 	}
 	if b.keeper.lookup(name) == nil { // what is in memory has passed the check
 		if err := checkName(name); err != nil {
 			return logical.ErrorResponse(err.Error()), nil
 		}
+	}
+	if len(page) > maxText { // a fragment is cut off, but not of any length
+		return logical.ErrorResponse("url is longer than %d bytes", maxText), nil
 	}
 	page, _, _ = strings.Cut(page, "#")
 	if err := checkPage(page); err != nil {

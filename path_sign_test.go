@@ -101,8 +101,9 @@ func TestWhatIsNoAddressOfAPageIsRefusedAndNotShown(t *testing.T) {
 			"https://x/v4lue\x7f":           "control character",
 			"https://x/v4lue\u0085":         "control character",
 			"https://x/\xffv4lue":           "UTF-8",
-			"https://x/" + strings.Repeat("v4lue", 1<<10):  "longer than 2048 bytes",
-			"https://y/" + strings.Repeat("v4lue", 64<<10): "longer than",
+			"https://x/" + strings.Repeat("v4lue", 1<<10):   "longer than 2048 bytes",
+			"https://y/" + strings.Repeat("v4lue", 64<<10):  "longer than",
+			"https://z/#" + strings.Repeat("v4lue", 64<<10): "longer than",
 		} {
 			for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation} {
 				m.changesNothing(0, func() {

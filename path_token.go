@@ -56,7 +56,7 @@ func (b *backend) readTokenPath(ctx context.Context, req *logical.Request, data 
 
 // readToken answers a read of token/name, be name valid or not.
 func (b *backend) readToken(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
-	if !b.keeper.writable() { // as onActive has it, which this path passes by
+	if !b.keeper.writable() { // what onActive checks, which reads by HandleRequest do not go through
 		return nil, logical.ErrReadOnly
 	}
 	if b.keeper.lookup(name) == nil { // what is in memory has passed the check

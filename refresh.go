@@ -109,7 +109,8 @@ func (a *account) awaitForced(ctx context.Context, st *state) error {
 	return asForcing(err)
 }
 
-// asForcing turns the end of one's patience with a forced call into a *problem.
+// asForcing turns errForcing, the end of a wait for somebody's forced call, into a
+// *problem.
 func asForcing(err error) error {
 	if errors.Is(err, errForcing) {
 		return &problem{rule: ruleForcing}

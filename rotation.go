@@ -64,7 +64,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 		a.metrics.forced.limited.Inc()
 		return nil, err
 	case err != nil:
-		a.publish(ctx, s, st, st.storedToken()) // or as soon as storage takes it
+		a.publish(ctx, s, st, st.storedToken()) // if storage fails now, the background writes it later
 		return nil, notBegun(err)
 	}
 	sent := wallClock()

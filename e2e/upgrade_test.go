@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -39,13 +40,25 @@ func (e *engine) runVersion(t *testing.T, version, scope string) {
 	}
 }
 
+// otherVersion is an earlier release if there is one to be had, or else the same under
+// another version.
+func otherVersion(t *testing.T) vaulttest.Plugin {
+	t.Helper()
+	previous := os.Getenv("PREVIOUS_PLUGIN")
+	if previous == "" {
+		return buildPlugin(t, "v99.0.0")
+	}
+	p, err := pluginAt(t.Context(), previous, t.TempDir())
+	must(t, err)
+	return p
+}
+
 // The plugin is replaced by another version on a running Vault, up and down again,
 // while readers read on: they see no failure and no dead token, and WeChat sees no
 // call that is not due. What is stored, and a leak response halfway, come through.
 func TestUpgradeAndDowngradeUnderLoad(t *testing.T) {
 	t.Parallel()
 	const (
-		next    = "v99.0.0"
 		readers = 8
 		// A token is replaced period after it was issued.
 		life   = 30 * time.Second
@@ -77,7 +90,7 @@ func TestUpgradeAndDowngradeUnderLoad(t *testing.T) {
 	other := beside.token(t, "myapp")
 	leaked := e.token(t, "leaked")
 
-	built := buildPlugin(t, next)
+	built := otherVersion(t)
 	must(t, v.Install(built))
 	must(t, v.Register(t.Context(), built))
 	e.SetLatency(answerTime)
@@ -87,9 +100,9 @@ func TestUpgradeAndDowngradeUnderLoad(t *testing.T) {
 
 	replaced := 0
 	for _, step := range []struct{ what, version string }{
-		{"upgrade", next},
-		{"downgrade", subject.plugin.Version},
-		{"upgrade once more", next},
+		{"to the other version", built.Version},
+		{"back", subject.plugin.Version},
+		{"to the other version once more", built.Version},
 	} {
 		if !t.Run(step.what, func(t *testing.T) {
 			began := time.Now()

@@ -16,6 +16,7 @@ path "wechat/refresh/{{identity.entity.metadata.team}}/*" {
   capabilities = ["update"]
 }
 
+# Whoever may list a level of status/ can list all levels below it, with recursive.
 path "wechat/status/{{identity.entity.metadata.team}}/*" {
   capabilities = ["read", "list"]
 }

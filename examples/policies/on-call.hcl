@@ -7,6 +7,7 @@
 # give nobody both these and token/. The same holds for config/, and for the server's
 # log.
 
+# Whoever may list a level of status/ can list all levels below it, with recursive.
 path "wechat/status/*" {
   capabilities = ["read", "list"]
 }

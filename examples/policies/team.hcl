@@ -9,6 +9,7 @@ path "wechat/refresh/team-a/*" {
   capabilities = ["update"]
 }
 
+# Whoever may list a level of status/ can list all levels below it, with recursive.
 path "wechat/status/team-a/*" {
   capabilities = ["read", "list"]
 }

@@ -64,22 +64,31 @@ func TestMakeCompatKeepsOneRowForEachServer(t *testing.T) {
 		english, chinese    []string // the rows after it
 	}{
 		{
-			"the first run on two servers, one of which has a row", twoPass, "0", nil, []string{"1.16", "1.20"}, true,
+			"the first run on two servers, one of which has a row", twoPass, "0", nil,
+			[]string{"1.16", "1.20"},
+			true,
 			[]string{"| Vault 1.16.3 | " + day + " | 2 | 1 | 0 |", "| Vault 1.16.30 | 2026-01-02 | 9 | 9 | 9 |", "| Vault 1.20.1 | " + day + " | 2 | 1 | 0 |"},
 			[]string{"| Vault 1.16.3 | " + day + " | 2 | 1 | 0 |", "| Vault 1.20.1 | " + day + " | 2 | 1 | 0 |"},
 		},
 		{
-			"the same again", twoPass, "0", nil, []string{"1.16", "1.20"}, true,
+			"the same again", twoPass, "0", nil,
+			[]string{"1.16", "1.20"},
+			true,
 			[]string{"| Vault 1.16.3 | " + day + " | 2 | 1 | 0 |", "| Vault 1.16.30 | 2026-01-02 | 9 | 9 | 9 |", "| Vault 1.20.1 | " + day + " | 2 | 1 | 0 |"},
 			[]string{"| Vault 1.16.3 | " + day + " | 2 | 1 | 0 |", "| Vault 1.20.1 | " + day + " | 2 | 1 | 0 |"},
 		},
 		{
-			"a test fails on one server", oneFails, "1", nil, []string{"1.16"}, false,
+			"a test fails on one server", oneFails, "1", nil,
+			[]string{"1.16"},
+			false,
 			[]string{"| Vault 1.16.3 | " + day + " | 1 | 1 | 1 |", "| Vault 1.16.30 | 2026-01-02 | 9 | 9 | 9 |", "| Vault 1.20.1 | " + day + " | 2 | 1 | 0 |"},
 			[]string{"| Vault 1.16.3 | " + day + " | 1 | 1 | 1 |", "| Vault 1.20.1 | " + day + " | 2 | 1 | 0 |"},
 		},
 		{
-			"OpenBao, which VAULT_BIN names", twoPass, "0", []string{"VAULT_BIN=" + filepath.Join(c.programs, "bao")}, []string{"1.16"}, true,
+			"OpenBao, which VAULT_BIN names", twoPass, "0",
+			[]string{"VAULT_BIN=" + filepath.Join(c.programs, "bao")},
+			[]string{"1.16"},
+			true,
 			[]string{"| Vault 1.16.3 | " + day + " | 1 | 1 | 1 |", "| Vault 1.16.30 | 2026-01-02 | 9 | 9 | 9 |", "| Vault 1.20.1 | " + day + " | 2 | 1 | 0 |", "| OpenBao 2.6.0 | " + day + " | 2 | 1 | 0 |"},
 			[]string{"| Vault 1.16.3 | " + day + " | 1 | 1 | 1 |", "| Vault 1.20.1 | " + day + " | 2 | 1 | 0 |", "| OpenBao 2.6.0 | " + day + " | 2 | 1 | 0 |"},
 		},

@@ -195,28 +195,29 @@ func (k *keeper) storeTicket(ctx context.Context, s logical.Storage, t *accountT
 	if a := k.tryAcquire(t.name); a == nil {
 		next.storeAt = now.Add(time.Second)
 	} else {
-		k.storeTicketOf(ctx, s, a, t, &next)
+		a.storeTicket(ctx, s, t, &next)
 		k.release(a)
 	}
 	k.setTicket(t, &next)
 	return &next
 }
 
-// storeTicketOf is storeTicket for who holds both locks. It puts into next what came of it.
-func (k *keeper) storeTicketOf(ctx context.Context, s logical.Storage, a *account, t *accountTicket, next *ticketState) {
+// storeTicket is keeper.storeTicket for who holds both locks. It puts into next what
+// came of it.
+func (a *account) storeTicket(ctx context.Context, s logical.Storage, t *accountTicket, next *ticketState) {
 	st := a.current()
 	switch {
 	case st == nil && (a.needsLoad || a.state.Load() != nil):
 		next.storeAt = wallClock().Add(time.Second) // until it is loaded again
 		return
-	case st == nil, !next.of(st), a.tickets[t.kind].Load() != t, k.ctx.Err() != nil:
+	case st == nil, !next.of(st), a.tickets[t.kind].Load() != t, a.ctx.Err() != nil:
 		next.storeAt = time.Time{} // it is nobody's any more
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 	defer cancel()
 	err := writeEntry(ctx, s, ticketKey(t.kind, t.name), next.ticket)
-	if k.ctx.Err() != nil {
+	if a.ctx.Err() != nil {
 		_ = a.removeOrphan(ctx, s) // what was written late must not outlive the account
 	}
 	if err == nil {
@@ -224,7 +225,7 @@ func (k *keeper) storeTicketOf(ctx context.Context, s logical.Storage, a *accoun
 		return
 	}
 	if next.unstored == nil {
-		k.log.Error("a ticket cannot be stored: it is used from memory, and tried to be stored again", "account", t.name, "type", t.kind.String(), "error", err)
+		a.log.Error("a ticket cannot be stored: it is used from memory, and tried to be stored again", "account", t.name, "type", t.kind.String(), "error", err)
 	}
 	next.stored = nil // it may have been written all the same
 	next.unstored = next.unstored.after(storageProblem(err), wallClock())

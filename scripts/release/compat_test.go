@@ -28,7 +28,7 @@ func newCompat(t *testing.T) clone {
 	script(t, scripts, "pinned.sh.vault-1.20", `echo "Vault v1.20.1 ('abc'), built 2025-07-31T13:03:33Z"`)
 	script(t, c.programs, "bao", `echo 'OpenBao v2.6.0 (abc), built 2026-05-04T03:02:01Z'`)
 	script(t, c.programs, "nobody", `echo 'command not found'`)
-	script(t, c.programs, "go", `printf '%b' "$TESTS"; exit "$STATUS"`)
+	script(t, c.programs, "go", `[ -z "${LACKS:-}" ] || echo "$LACKS" >"$NOT_RUN"; printf '%b' "$TESTS"; exit "$STATUS"`)
 	c.write(t, "README.md", englishTable)
 	c.write(t, "README.zh-CN.md", chineseTable)
 	return c
@@ -113,6 +113,16 @@ func TestARunOfMakeCompatThatBreaksOffLeavesTheTables(t *testing.T) {
 			require.Equal(t, chineseTable, string(read(t, c.folder, "README.zh-CN.md")))
 		})
 	}
+}
+
+func TestARunOfMakeCompatThatLeavesTestsOutShowsItsRowAndWritesNone(t *testing.T) {
+	c := newCompat(t)
+	printed, err := c.run(t, ".", []string{"TESTS=" + twoPass, "STATUS=0", "LACKS=PHP: php is not installed"}, "scripts/compat.sh", "1.16")
+	require.NoError(t, err, printed)
+	require.Contains(t, printed, "the row of Vault 1.16.3 stays as it is")
+	require.Contains(t, printed, "| Vault 1.16.3 | "+time.Now().UTC().Format(time.DateOnly)+" | 2 | 1 | 0 |\n\nNOT RUN on this machine:\n  PHP: php is not installed\n")
+	require.Equal(t, englishTable, string(read(t, c.folder, "README.md")))
+	require.Equal(t, chineseTable, string(read(t, c.folder, "README.zh-CN.md")))
 }
 
 func TestMakeCompatFailsWhereItHasNowhereToWrite(t *testing.T) {

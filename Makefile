@@ -95,7 +95,7 @@ e2e: build simulator ## End-to-end tests on a real Vault
 	@if [ -s $(NOT_RUN) ]; then echo 'NOT RUN on this machine:'; sort $(NOT_RUN) | sed 's/^/  /'; fi
 
 .PHONY: compat
-compat: build simulator ## End-to-end tests on older Vaults, or on VAULT_BIN's server alone (OpenBao, too)
+compat: build simulator ## End-to-end tests on older Vaults, or on VAULT_BIN's server (OpenBao, too), into the README's table
 	WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) scripts/compat.sh $(COMPAT)
 
 .PHONY: bench

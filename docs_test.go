@@ -44,13 +44,15 @@ type document struct {
 	anchors map[string]bool // what a link to a heading is called
 	prose   string          // the text without its blocks of code
 	code    []string        // the lines of its blocks of code, a continued one joined
+	shown   []string        // the blocks of code that show commands, with what these print
 }
 
 var (
-	heading = regexp.MustCompile(`^(#+) +(.+?) *$`)
-	fence   = regexp.MustCompile("^ *```")
-	link    = regexp.MustCompile(`\[[^][]*\]\(([^)\s]+)\)`)
-	markup  = regexp.MustCompile(`\[([^][]*)\]\([^)]*\)`)
+	heading  = regexp.MustCompile(`^(#+) +(.+?) *$`)
+	fence    = regexp.MustCompile("^ *```")
+	aCommand = regexp.MustCompile(`(?m)^ *\$ `)
+	link     = regexp.MustCompile(`\[[^][]*\]\(([^)\s]+)\)`)
+	markup   = regexp.MustCompile(`\[([^][]*)\]\([^)]*\)`)
 )
 
 // readDocument reads the page at a path.
@@ -60,13 +62,17 @@ func readDocument(t *testing.T, file string) *document {
 	require.NoError(t, err)
 	p := &document{anchors: map[string]bool{}}
 	var prose strings.Builder
-	inCode, joined := false, ""
+	inCode, joined, block := false, "", ""
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimRight(line, "\r\n")
 		switch {
 		case fence.MatchString(line):
-			inCode = !inCode
+			if inCode = !inCode; !inCode && aCommand.MatchString(block) {
+				p.shown = append(p.shown, block)
+			}
+			block = ""
 		case inCode:
+			block += line + "\n"
 			if before, continued := strings.CutSuffix(line, `\`); continued {
 				joined += before
 				continue
@@ -84,17 +90,6 @@ func readDocument(t *testing.T, file string) *document {
 	require.False(t, inCode, "%s: a block of code has no end", file)
 	p.prose = prose.String()
 	return p
-}
-
-// commands returns the commands of the blocks of code.
-func (p *document) commands() []string {
-	var all []string
-	for _, line := range p.code {
-		if command, shown := strings.CutPrefix(strings.TrimSpace(line), "$ "); shown {
-			all = append(all, command)
-		}
-	}
-	return all
 }
 
 // addAnchor adds what GitHub makes of a heading: lower case, spaces as hyphens,
@@ -167,7 +162,7 @@ func TestEveryPageHasItsChineseTwin(t *testing.T) {
 		}
 		english, chinese := readDocument(t, file), readDocument(t, twin)
 		require.Equal(t, english.levels, chinese.levels, "the headings of %s and of its twin", file)
-		require.Equal(t, english.commands(), chinese.commands(), "the commands of %s and of its twin", file)
+		require.Equal(t, english.shown, chinese.shown, "the commands of %s and of its twin, and what they print", file)
 		require.Contains(t, english.prose, "("+path.Base(twin)+")", "%s leads to its twin", file)
 		require.Contains(t, chinese.prose, "("+path.Base(file)+")", "%s leads to its twin", twin)
 	}
@@ -264,6 +259,39 @@ func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
 		}
 	}
 	require.Greater(t, named, 50, "docs/security.md names them")
+}
+
+// requirement is a line of go.mod that requires a module for what it is used for
+// here, and not for another module's sake.
+var requirement = regexp.MustCompile(`(?m)^(?:require |\t)(?:github\.com/)?(\S+) v\S+$`)
+
+func TestTheDependenciesOfTheDocumentsAreThoseOfTheModule(t *testing.T) {
+	module, err := os.ReadFile("go.mod")
+	require.NoError(t, err)
+	var required, documented []string
+	for _, m := range requirement.FindAllStringSubmatch(string(module), -1) {
+		required = append(required, m[1])
+	}
+	_, table, found := strings.Cut(readDocument(t, "CONTRIBUTING.md").prose, "\n## Dependencies\n")
+	require.True(t, found)
+	for row := range strings.Lines(table) {
+		if modules, _, isRow := strings.Cut(strings.TrimPrefix(row, "| "), " |"); isRow && strings.HasPrefix(modules, "`") {
+			documented = append(documented, strings.Split(strings.Trim(modules, "`"), "`, `")...)
+		}
+	}
+	require.ElementsMatch(t, required, documented)
+}
+
+func TestBothTablesOfCompatibilityOfTheDocumentsHaveTheSameRows(t *testing.T) {
+	var rows [2][]string
+	for i, page := range []string{"README.md", "README.zh-CN.md"} {
+		_, table, found := strings.Cut(readDocument(t, page).prose, "\n<!-- make compat writes the rows from here -->\n")
+		require.True(t, found, page)
+		table, _, found = strings.Cut(table, "<!-- to here -->\n")
+		require.True(t, found, page)
+		rows[i] = strings.Split(strings.TrimSuffix(table, "\n"), "\n")[1:] // without the heading, which is in its language
+	}
+	require.Equal(t, rows[0], rows[1])
 }
 
 // metricRow is a row of a table of metrics.

@@ -63,7 +63,9 @@ gpg:*)
 	gpg --batch --yes --local-user "${key#gpg:}" --armor --detach-sign --output dist/SHA256SUMS.asc dist/SHA256SUMS
 	;;
 cosign:*)
-	cosign sign-blob --yes --key "${key#cosign:}" --output-signature dist/SHA256SUMS.sig dist/SHA256SUMS
+	# cosign 2 has to be told to write the bundle that cosign 3 writes in any case. A
+	# signature alone, --output-signature, cosign 3 no longer writes.
+	cosign sign-blob --yes --key "${key#cosign:}" --new-bundle-format --bundle dist/SHA256SUMS.sigstore.json dist/SHA256SUMS
 	;;
 esac
 say "The release is in dist/; its checksums are in dist/SHA256SUMS."

@@ -314,6 +314,9 @@ func TestReconfiguredForgetsFailuresAndKeepsTheToken(t *testing.T) {
 		want.failure, want.maxTTL, want.syncInterval = nil, time.Minute, time.Hour
 		require.WithinRange(t, got.sync, wallClock().Add(54*time.Minute), wallClock().Add(time.Hour))
 		want.sync = got.sync
+		require.NotNil(t, got.config)
+		require.Nil(t, got.config.Load(), "what was read before is not used")
+		want.config = got.config
 		require.Equal(t, &want, got)
 
 		got = got.reconfigured(&config{ID: "account-1", AppID: testAppID})

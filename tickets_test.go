@@ -180,6 +180,8 @@ func TestManyIdleAccountsCostNothing(t *testing.T) {
 		m.write("demo", nil)
 		m.signs("demo")
 		m.reopen()
+		time.Sleep(startHoldOff) // then old histories are swept
+		synctest.Wait()
 		ops := m.storage.count()
 		time.Sleep(time.Hour)
 		synctest.Wait()

@@ -236,6 +236,22 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 				`wechat_calls_total{api="jscode2session",errcode="40029",result="code"}`: 1,
 			},
 		},
+		"a login of a user who comes too often": {
+			fail(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 45011}),
+			func(m *mount) { m.loginFails("demo", m.mini()) },
+			map[string]float64{
+				`wechat_exchanges_total{api="jscode2session",result="user"}`:             1,
+				`wechat_calls_total{api="jscode2session",errcode="45011",result="user"}`: 1,
+			},
+		},
+		"logins of an account whose secret is wrong": {
+			fail(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 40125}),
+			func(m *mount) { m.loginFails("demo", m.mini()); m.loginFails("demo", m.mini()) },
+			map[string]float64{
+				`wechat_exchanges_total{api="jscode2session",result="credentials"}`:             2,
+				`wechat_calls_total{api="jscode2session",errcode="40125",result="credentials"}`: 1,
+			},
+		},
 		"a signature": {
 			func(m *mount) {
 				m.ok(logical.ReadOperation, "sign/demo", map[string]any{"url": "https://shop.example.com/"})

@@ -27,7 +27,8 @@ type metrics struct {
 	reports struct{ changed, unchanged, failed, unknown prometheus.Counter }
 
 	// refreshes are the normal calls for a token that the engine made for itself, by
-	// what came of them.
+	// what came of them. Of those that verify a write, which are none, they have what
+	// somebody outside has replaced.
 	refreshes struct{ replaced, outside, confirmed, failed prometheus.Counter }
 
 	// forced are the forced refreshes, by what came of them.
@@ -87,7 +88,7 @@ func newMetrics() *metrics {
 	m.reports.changed, m.reports.unchanged = reports.WithLabelValues("changed"), reports.WithLabelValues("unchanged")
 	m.reports.failed, m.reports.unknown = reports.WithLabelValues("failed"), reports.WithLabelValues("unknown")
 
-	refreshes := m.counters("refreshes_total", "Normal refreshes, by result: replaced (a new token), outside (a new token long before the old one's end: another caller forces), confirmed (the same token), failed.", "result")
+	refreshes := m.counters("refreshes_total", "Normal refreshes, by result: replaced (a new token), outside (a new token long before the old one's end: another caller forces; also where a verified write of config/ finds it), confirmed (the same token), failed.", "result")
 	m.refreshes.replaced, m.refreshes.outside = refreshes.WithLabelValues("replaced"), refreshes.WithLabelValues("outside")
 	m.refreshes.confirmed, m.refreshes.failed = refreshes.WithLabelValues("confirmed"), refreshes.WithLabelValues("failed")
 
@@ -189,14 +190,14 @@ func (m *metrics) reported(known, changed bool, err error) {
 	}
 }
 
-// refreshed counts a normal refresh that brought a token. early says that WeChat had
-// no reason of its own to replace the one before.
-func (m *metrics) refreshed(changed, early bool) {
+// refreshed counts a normal refresh that brought a token. outside says that it shows a
+// replacement by somebody outside.
+func (m *metrics) refreshed(changed, outside bool) {
 	switch {
+	case outside:
+		m.refreshes.outside.Inc()
 	case !changed:
 		m.refreshes.confirmed.Inc()
-	case early:
-		m.refreshes.outside.Inc()
 	default:
 		m.refreshes.replaced.Inc()
 	}

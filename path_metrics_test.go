@@ -151,6 +151,32 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 1,
 			},
 		},
+		"a verified write that finds a token replaced outside": {
+			func(m *mount) { m.sim.ForceOutside(testAppID) },
+			func(m *mount) { m.ok(logical.UpdateOperation, "config/demo", map[string]any{"verify": true}) },
+			map[string]float64{
+				`wechat_refreshes_total{result="outside"}`:                          1,
+				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 1,
+			},
+		},
+		"a verified write that finds nothing new": {
+			nil,
+			func(m *mount) { m.ok(logical.UpdateOperation, "config/demo", map[string]any{"verify": true}) },
+			map[string]float64{`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 1},
+		},
+		"another name that finds a token replaced outside": {
+			func(m *mount) {
+				m.write("cold", map[string]any{"verify": false})
+				m.sim.ForceOutside(testAppID)
+			},
+			func(m *mount) { m.read("cold"); time.Sleep(startHoldOff); synctest.Wait() },
+			map[string]float64{
+				`wechat_token_reads_total{result="fetched"}`:                        1,
+				`wechat_refreshes_total{result="outside"}`:                          1,
+				`wechat_refreshes_total{result="replaced"}`:                         1, // demo has it, too
+				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 2,
+			},
+		},
 		"a token that has run out by itself": {
 			nil,
 			func(*mount) { time.Sleep(rotationPeriod); synctest.Wait() },

@@ -32,7 +32,7 @@ type metrics struct {
 	refreshes struct{ replaced, outside, confirmed, failed prometheus.Counter }
 
 	// forced are the forced refreshes, by what came of them.
-	forced struct{ replaced, same, lost, refused, limited prometheus.Counter }
+	forced struct{ replaced, same, lost, refused, limited, prevented prometheus.Counter }
 
 	exchanges  exchangeCounters
 	signatures struct{ signed, failed, unknown prometheus.Counter }
@@ -92,12 +92,12 @@ func newMetrics() *metrics {
 	m.refreshes.replaced, m.refreshes.outside = refreshes.WithLabelValues("replaced"), refreshes.WithLabelValues("outside")
 	m.refreshes.confirmed, m.refreshes.failed = refreshes.WithLabelValues("confirmed"), refreshes.WithLabelValues("failed")
 
-	forced := m.counters("forced_refreshes_total", "Forced refreshes, by result: replaced (a new token), same (WeChat handed out the old one), lost (what became of it is not known), refused (it certainly did nothing), limited (spacing or budget forbade it).", "result")
+	forced := m.counters("forced_refreshes_total", "Forced refreshes, by result: replaced (a new token), same (WeChat handed out the old one), lost (what became of it is not known), refused (it certainly did nothing), limited (spacing or budget forbade it), prevented (it was not made: storage failed, or a normal call that had to come first).", "result")
 	m.forced.replaced, m.forced.same = forced.WithLabelValues("replaced"), forced.WithLabelValues("same")
 	m.forced.lost, m.forced.refused = forced.WithLabelValues("lost"), forced.WithLabelValues("refused")
-	m.forced.limited = forced.WithLabelValues("limited")
+	m.forced.limited, m.forced.prevented = forced.WithLabelValues("limited"), forced.WithLabelValues("prevented")
 
-	m.exchanges.answered = m.counters("exchanges_total", "Requests of code2session/ and oauth2/ that had a place, by api and result: ok, cancelled, or the class of what went wrong.", "api", "result")
+	m.exchanges.answered = m.counters("exchanges_total", "Requests of code2session/ and oauth2/ that were not turned away, by api and result: ok, cancelled, or the class of what went wrong. Those answered without asking WeChat count, too.", "api", "result")
 	m.exchanges.inFlight = prometheus.NewGauge(prometheus.GaugeOpts{Name: metricPrefix + "exchanges_in_flight", Help: "Exchanges that are at WeChat right now."})
 	m.exchanges.turnedAway = m.counter("exchanges_turned_away_total", "Exchanges answered 503 because no place came free in time.")
 	for _, a := range []api{apiCode2Session, apiOAuth2} {

@@ -83,6 +83,16 @@ func metricNames(text string) []string {
 	return names
 }
 
+// failedPut has storage take nothing below a prefix.
+func failedPut(prefix string) func(op, key string) error {
+	return func(op, key string) error {
+		if op == "put" && strings.HasPrefix(key, prefix) {
+			return errStorage
+		}
+		return nil
+	}
+}
+
 func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 	fail := func(f wechatsim.Fault) func(*mount) { return func(m *mount) { m.sim.Inject(f) } }
 	for name, c := range map[string]struct {
@@ -246,6 +256,36 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 				`wechat_calls_total{api="stable_token",errcode="none",result="unreachable"}`: 1,
 			},
 		},
+		"a forced refresh that storage prevents": {
+			func(m *mount) { m.storage.failing(failedPut(rotationPrefix)) },
+			func(m *mount) { _, _ = m.request(logical.UpdateOperation, "rotate/demo", nil) },
+			map[string]float64{
+				`wechat_forced_refreshes_total{result="prevented"}`: 1,
+				`wechat_storage_failures_total{operation="put"}`:    2, // its note, and that there was none
+			},
+		},
+		"a leak response of which storage takes no note": {
+			func(m *mount) { m.storage.failing(failedPut("wal/")) },
+			func(m *mount) {
+				_, _ = m.request(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+			},
+			map[string]float64{
+				`wechat_forced_refreshes_total{result="prevented"}`: 1,
+				`wechat_storage_failures_total{operation="put"}`:    1,
+			},
+		},
+		"a forced refresh of an account whose secret is wrong": {
+			func(m *mount) {
+				m.write("cold", map[string]any{"verify": false})
+				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40125})
+			},
+			func(m *mount) { m.refused(logical.UpdateOperation, "rotate/cold", nil) },
+			map[string]float64{
+				`wechat_forced_refreshes_total{result="prevented"}`:                           1,
+				`wechat_refreshes_total{result="failed"}`:                                     1,
+				`wechat_calls_total{api="stable_token",errcode="40125",result="credentials"}`: 1,
+			},
+		},
 		"a login": {
 			nil,
 			func(m *mount) { m.login("demo", m.mini()) },
@@ -328,12 +368,7 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 		},
 		"a write that storage does not take": {
 			func(m *mount) {
-				m.storage.failing(func(op, key string) error {
-					if op == "put" && strings.HasPrefix(key, configPrefix) {
-						return errStorage
-					}
-					return nil
-				})
+				m.storage.failing(failedPut(configPrefix))
 			},
 			func(m *mount) {
 				_, _ = m.request(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})

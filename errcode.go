@@ -25,6 +25,11 @@ const (
 	classStorage     class = "storage"             // Vault's storage failed
 )
 
+var classes = []class{
+	classTransient, classUnreachable, classAnswer, classCredentials, classAdmission, classHuman, classAccount,
+	classQuota, classBug, classCode, classUser, classToken, classStorage,
+}
+
 // backoff is how long the engine waits after a failure: first, then twice as
 // long after each further failure that calls for the same, never longer than most.
 // The zero backoff is of failures that concern one request only: nothing waits.

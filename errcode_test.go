@@ -132,7 +132,7 @@ func TestEveryRuleSaysWhatItMeansAndWhatToDo(t *testing.T) {
 	for _, r := range everyRule() {
 		require.NotEmpty(t, r.meaning)
 		require.NotEmpty(t, r.advice, r.meaning)
-		require.NotEmpty(t, r.class, r.meaning)
+		require.Contains(t, classes, r.class, r.meaning)
 		// Both become parts of one sentence.
 		require.NotRegexp(t, `[.;:\s]$|^\s|\n`, r.meaning)
 		require.NotRegexp(t, `[.;:\s]$|^\s|\n`, r.advice)

@@ -73,10 +73,18 @@ const (
 	errcodeOther = "other" // one that is not documented
 )
 
+// The errcodes of quotas that alerts look at.
+const (
+	errcodeDayQuota    = "45009"
+	errcodeMinuteQuota = "45011"
+)
+
 // callBuckets are upper bounds of the time that a call of WeChat takes, in seconds.
 // The longest request_timeout is the last.
 var callBuckets = []float64{.025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 
+// newMetrics returns counters at zero. To Prometheus a series that begins with 1 has not
+// grown: those whose growth the alerts look at are there from the beginning.
 func newMetrics() *metrics {
 	m := &metrics{registry: prometheus.NewRegistry()}
 
@@ -102,6 +110,9 @@ func newMetrics() *metrics {
 	m.exchanges.turnedAway = m.counter("exchanges_turned_away_total", "Exchanges answered 503 because no place came free in time.")
 	for _, a := range []api{apiCode2Session, apiOAuth2} {
 		m.exchanges.answered.WithLabelValues(string(a), resultOK)
+		for _, c := range classes {
+			m.exchanges.answered.WithLabelValues(string(a), string(c))
+		}
 	}
 
 	signatures := m.counters("signatures_total", "Signatures asked of sign/, by result: signed, failed, unknown (no such account).", "result")
@@ -116,8 +127,10 @@ func newMetrics() *metrics {
 	}, []string{"api"})
 	for _, a := range apis {
 		m.calls.WithLabelValues(string(a), resultOK, errcodeNone)
+		m.calls.WithLabelValues(string(a), string(classQuota), errcodeDayQuota)
 		m.durations.WithLabelValues(string(a))
 	}
+	m.calls.WithLabelValues(string(apiStableToken), string(classQuota), errcodeMinuteQuota)
 
 	m.storageFailures = m.counters("storage_failures_total", "Operations of Vault's storage that failed, by operation.", "operation")
 	for _, operation := range []string{"list", "get", "put", "delete"} {

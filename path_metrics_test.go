@@ -450,6 +450,8 @@ func TestAccountsAreShownAsTheyAre(t *testing.T) {
 		synctest.Wait()
 		got = m.measured()
 		require.Equal(t, 1.0, got[`wechat_accounts{state="degraded"}`])
+		require.Equal(t, 1.0, got[`wechat_accounts_last_error{class="credentials"}`])
+		require.Zero(t, got[`wechat_accounts_last_error{class="network admission"}`])
 		require.Equal(t, 290.0, got[`wechat_token_remaining_seconds{account="`+odd+`"}`])
 		require.Equal(t, 1.0, got[`wechat_consecutive_failures{account="`+odd+`"}`])
 		time.Sleep(refreshMargin)
@@ -467,7 +469,9 @@ func TestAccountsAreShownAsTheyAre(t *testing.T) {
 		require.Equal(t, 19.0, got[`wechat_forced_refreshes_remaining{account="`+odd+`"}`])
 		time.Sleep(forcedSpacing + time.Second)
 		synctest.Wait()
-		require.Zero(t, m.measured()["wechat_revocations_pending"])
+		got = m.measured()
+		require.Zero(t, got["wechat_revocations_pending"])
+		require.Zero(t, got[`wechat_accounts_last_error{class="credentials"}`])
 
 		m.ok(logical.DeleteOperation, "config/"+odd, nil)
 		for name := range m.measured() {
@@ -479,6 +483,62 @@ func TestAccountsAreShownAsTheyAre(t *testing.T) {
 		require.Zero(t, got[`wechat_accounts{state="pending"}`])
 		for name := range got {
 			require.NotContains(t, name, `account="pending"`, "what is not known has no series")
+		}
+	})
+}
+
+// An operator who tries a new account before its IP is on the whitelist harms nobody.
+func TestAWriteThatWeChatRefusesIsNoAccountsError(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40164})
+		m.refused(logical.UpdateOperation, "config/demo", account1(nil))
+		m.refused(logical.UpdateOperation, "config/new", account1(nil))
+		const admission = `wechat_accounts_last_error{class="network admission"}`
+		require.Zero(t, m.measured()[admission])
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		require.Zero(t, m.measured()[admission], "the token holds, and nothing else was asked for")
+		time.Sleep(rotationPeriod)
+		synctest.Wait()
+		require.Equal(t, 1.0, m.measured()[admission])
+	})
+}
+
+// What storage refuses shows as well, and has a class of its own.
+func TestAnAccountWhoseTokenIsNotStoredHasAnErrorOfStorage(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.storage.failing(failedPut(tokenPrefix))
+		time.Sleep(rotationPeriod)
+		synctest.Wait()
+		require.Equal(t, 1.0, m.measured()[`wechat_accounts_last_error{class="storage"}`])
+	})
+}
+
+// To Prometheus a series that begins with 1 has not grown.
+func TestWhatAlertsCountIsThereFromTheBeginning(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		want := []string{
+			`wechat_calls_total{api="stable_token",errcode="45011",result="quota"}`,
+			`wechat_refreshes_total{result="outside"}`,
+			`wechat_reports_total{result="unchanged"}`,
+			`wechat_exchanges_turned_away_total`,
+		}
+		for _, operation := range []string{"list", "get", "put", "delete"} {
+			want = append(want, `wechat_storage_failures_total{operation="`+operation+`"}`)
+		}
+		for _, a := range apis {
+			want = append(want, `wechat_calls_total{api="`+string(a)+`",errcode="45009",result="quota"}`)
+		}
+		for _, a := range []api{apiCode2Session, apiOAuth2} {
+			for _, result := range append(slices.Clone(classes), resultOK) {
+				want = append(want, `wechat_exchanges_total{api="`+string(a)+`",result="`+string(result)+`"}`)
+			}
+		}
+		got := m.measured()
+		for _, name := range want {
+			require.Contains(t, got, name)
+			require.Zero(t, got[name], name)
 		}
 	})
 }
@@ -502,6 +562,13 @@ func TestOfManyAccountsTheWorstAreShownAndTheOthersSummedUp(t *testing.T) {
 		require.Equal(t, f.name(0), listed(got)[0])
 		require.NotContains(t, got, "wechat_unlisted_last_success_timestamp_seconds", "since the start there was none")
 		require.Greater(t, got["wechat_unlisted_token_remaining_seconds"], 0.0)
+		require.Equal(t, 20.0, got["wechat_unlisted_forced_refreshes_remaining"])
+		last := f.name(maxListed + 19)
+		m.sim.SetAccount(f.appID(maxListed+19), wechatsim.Account{Secret: testSecret})
+		m.ok(logical.UpdateOperation, "rotate/"+last, nil)
+		got = m.measured()
+		require.NotContains(t, listed(got), last, "it is well")
+		require.Equal(t, 19.0, got["wechat_unlisted_forced_refreshes_remaining"])
 
 		bad := m.keeper.lookup(f.name(maxListed + 10))
 		now := time.Now()
@@ -523,12 +590,12 @@ func TestOfManyAccountsTheWorstAreShownAndTheOthersSummedUp(t *testing.T) {
 func TestTheRestIsTheWorstOfEach(t *testing.T) {
 	at := time.Unix(1_700_000_000, 0)
 	got := sum([]portrait{
-		{name: "a", state: stateDegraded, remaining: time.Minute, failures: 2},
-		{name: "b", state: stateHealthy, remaining: time.Second, lastSuccess: at.Add(time.Hour)},
-		{name: "c", state: stateHealthy, remaining: time.Hour, lastSuccess: at},
-		{name: "d", state: statePending, failures: 3},
+		{name: "a", state: stateDegraded, remaining: time.Minute, failures: 2, budget: 20},
+		{name: "b", state: stateHealthy, remaining: time.Second, lastSuccess: at.Add(time.Hour), budget: 3},
+		{name: "c", state: stateHealthy, remaining: time.Hour, lastSuccess: at, budget: 7},
+		{name: "d", state: statePending, failures: 3, budget: 20},
 	})
-	require.Equal(t, portrait{state: stateDegraded, remaining: time.Second, lastSuccess: at, failures: 5}, got)
+	require.Equal(t, portrait{state: stateDegraded, remaining: time.Second, lastSuccess: at, failures: 5, budget: 3}, got)
 }
 
 func TestAccountsThatWaitForAWorkerAreShown(t *testing.T) {

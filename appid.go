@@ -519,32 +519,33 @@ func (ap *appid) quiet(ctx context.Context, patience time.Duration) (view, error
 }
 
 // learn takes in what a normal call brought that was made when v was known, and
-// returns the epoch by which that token is good. It is not ok if the answer may be
-// older than what was learned meanwhile: then WeChat has to be asked again.
-func (ap *appid) learn(v view, g *tokenAnswer) (epoch int64, ok bool) {
+// returns the epoch by which that token is good, and whether it shows a replacement by
+// somebody outside. It is not ok if the answer may be older than what was learned
+// meanwhile: then WeChat has to be asked again.
+func (ap *appid) learn(v view, g *tokenAnswer) (epoch int64, outside, ok bool) {
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
 	epoch = ap.epoch.Load()
 	known := ap.latest
 	switch {
 	case ap.forcing != nil:
-		return 0, false
+		return 0, false, false
 	case known.token == g.token:
 		ap.latest.end = g.end()
-		return epoch, true
+		return epoch, false, true
 	case ap.answers != v.answers:
-		return 0, false
+		return 0, false, false
 	case known.token != "" && known.end.Sub(g.asked) > overlap:
 		// WeChat itself replaces a token only near its end: somebody outside has
 		// forced, and the other names hold a dead token.
-		epoch = newEpoch()
+		epoch, outside = newEpoch(), true
 		ap.begin(epoch)
 		ap.unstored = true
 		defer ap.wakeAll()
 	}
 	ap.latest = latest{token: g.token, rotatedAt: g.asked, end: g.end()}
 	ap.answers++
-	return epoch, true
+	return epoch, outside, true
 }
 
 // recall takes in a token that was read from storage: it is one that WeChat named.

@@ -55,11 +55,13 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	if err := ap.load(ctx, s); err != nil {
 		return nil, err
 	}
-	var answer *verified
+	var answer *present
 	if verify {
-		answer = &verified{}
-		if answer.g, answer.epoch, err = a.ask(ctx, cfg, ap, true); err != nil {
+		if answer, err = a.ask(ctx, cfg, ap, true); err != nil {
 			return nil, err
+		}
+		if answer.outside {
+			a.metrics.refreshes.outside.Inc()
 		}
 	}
 	done := &configured{appid: ap}
@@ -76,17 +78,10 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	return done, nil
 }
 
-// verified is WeChat's answer to the credentials of a write, with the epoch by which
-// its token is good.
-type verified struct {
-	g     *tokenAnswer
-	epoch int64
-}
-
 // storeSame stores an account that stays the same one. Each of its writes leaves
 // storage right, so none has to be undone. What WeChat has answered counts even if
 // the configuration is not stored. The caller holds the lock.
-func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *verified) error {
+func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *present) error {
 	if answer != nil {
 		tok := tokenFrom(answer.g, st.token, cfg, answer.epoch, false)
 		st = a.publish(ctx, s, st.succeeded(answer.g, tok, syncJitter()), st.storedToken())
@@ -107,7 +102,7 @@ func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, c
 
 // storeOther stores an account that is new, or another one than before, whose
 // state was st. The caller holds the lock.
-func (a *account) storeOther(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *verified) error {
+func (a *account) storeOther(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *present) error {
 	err := a.writeOther(ctx, s, st, cfg, answer)
 	if err != nil && a.state.Load() == nil { // before that nothing was changed
 		a.reload(ctx, s)
@@ -115,7 +110,7 @@ func (a *account) storeOther(ctx context.Context, s logical.Storage, st *state, 
 	return err
 }
 
-func (a *account) writeOther(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *verified) error {
+func (a *account) writeOther(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *present) error {
 	stored, err := readToken(ctx, s, a.name)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -41,7 +42,7 @@ func pages(t *testing.T) []string {
 // document is a page as the tests look at it.
 type document struct {
 	levels  []int           // of its headings, in their order
-	anchors map[string]bool // what a link to a heading is called
+	anchors map[string]bool // what a link to a heading, or to a row of a table, is called
 	prose   string          // the text without its blocks of code
 	code    []string        // the lines of its blocks of code, a continued one joined
 	shown   []string        // the blocks of code that show commands, with what these print
@@ -53,6 +54,7 @@ var (
 	aCommand = regexp.MustCompile(`(?m)^ *\$ `)
 	link     = regexp.MustCompile(`\[[^][]*\]\(([^)\s]+)\)`)
 	markup   = regexp.MustCompile(`\[([^][]*)\]\([^)]*\)`)
+	anchor   = regexp.MustCompile(`<a id="([^"]+)"></a>`)
 )
 
 // readDocument reads the page at a path.
@@ -83,6 +85,10 @@ func readDocument(t *testing.T, file string) *document {
 			if m := heading.FindStringSubmatch(line); m != nil {
 				p.levels = append(p.levels, len(m[1]))
 				p.addAnchor(m[2])
+			}
+			for _, m := range anchor.FindAllStringSubmatch(line, -1) {
+				require.False(t, p.anchors[m[1]], "%s: two places are called %s", file, m[1])
+				p.anchors[m[1]] = true
 			}
 			prose.WriteString(line + "\n")
 		}
@@ -317,6 +323,58 @@ func TestTheReferencesTableOfMetricsIsWhatAMountTells(t *testing.T) {
 			require.ElementsMatch(t, told, documented, page)
 		}
 	})
+}
+
+// runbook returns the rows of the table below a heading of a page: the cells, by the
+// name that the first of them holds.
+func runbook(t *testing.T, page, title string) map[string][]string {
+	t.Helper()
+	_, after, found := strings.Cut(readDocument(t, page).prose, "\n## "+title+"\n")
+	require.True(t, found, "%s has no heading %s", page, title)
+	table, _, _ := strings.Cut(after, "\n## ")
+	rows := map[string][]string{}
+	for line := range strings.Lines(table) {
+		first, rest, _ := strings.Cut(line, "` | ")
+		name, isRow := strings.CutPrefix(first, "| `")
+		if !isRow || name == "state" || name == "class" {
+			continue
+		}
+		require.NotContains(t, rows, name, page)
+		rows[name] = strings.Split(strings.TrimSuffix(strings.TrimSpace(rest), " |"), " | ")
+		require.Len(t, rows[name], 4, "%s, %s: what it means, how to tell, what to do, what not to do", page, name)
+		for _, cell := range rows[name] {
+			require.NotEmpty(t, strings.TrimSpace(cell), "%s, %s", page, name)
+		}
+	}
+	return rows
+}
+
+func TestTheRunbookTellsOfEveryStateAndClass(t *testing.T) {
+	errcodesOf := map[string][]string{}
+	for _, c := range classes {
+		errcodesOf[string(c)] = nil
+	}
+	for _, table := range append(slices.Collect(maps.Values(ownErrcodes)), errcodes) {
+		for errcode, r := range table {
+			c := string(r.class)
+			if text := strconv.Itoa(errcode); !slices.Contains(errcodesOf[c], text) {
+				errcodesOf[c] = append(errcodesOf[c], text)
+			}
+		}
+	}
+	number := regexp.MustCompile(`-?\b\d+\b`)
+	for page, titles := range map[string][2]string{
+		"docs/troubleshooting.md":       {"By state", "By class"},
+		"docs/troubleshooting.zh-CN.md": {"按状态", "按类别"},
+	} {
+		states := runbook(t, page, titles[0])
+		require.ElementsMatch(t, []string{stateHealthy, stateDegraded, stateFailing, statePending}, slices.Collect(maps.Keys(states)), page)
+		rows := runbook(t, page, titles[1])
+		require.ElementsMatch(t, slices.Collect(maps.Keys(errcodesOf)), slices.Collect(maps.Keys(rows)), page)
+		for c, cells := range rows {
+			require.ElementsMatch(t, errcodesOf[c], number.FindAllString(cells[1], -1), "%s, %s: how to tell", page, c)
+		}
+	}
 }
 
 // errcodeRow is a row of a table of errcodes.

@@ -20,10 +20,15 @@ const (
 	classQuota       class = "quota"               // WeChat's quota is used up
 	classBug         class = "bug"                 // the request did not arrive as the engine sends it
 	classCode        class = "code"                // the user's code is not good, or not good any more
-	classUser        class = "user"                // WeChat does not let this user log in
+	classUser        class = "user"                // WeChat does not let this user log in, or not now
 	classToken       class = "rejected token"      // WeChat does not accept the account's token
 	classStorage     class = "storage"             // Vault's storage failed
 )
+
+var classes = []class{
+	classTransient, classUnreachable, classAnswer, classCredentials, classAdmission, classHuman, classAccount,
+	classQuota, classBug, classCode, classUser, classToken, classStorage,
+}
 
 // backoff is how long the engine waits after a failure: first, then twice as
 // long after each further failure that calls for the same, never longer than most.
@@ -131,7 +136,7 @@ var ownErrcodes = map[api]map[int]rule{
 		40163: {classCode, http.StatusBadRequest, backoffNone, "the code was used before", adviceLogin},
 		40226: {classUser, http.StatusBadRequest, backoffNone, "WeChat holds this user for a risk and refuses the login", "turn the user away; there is nothing to mend"},
 		41008: {classCode, http.StatusBadRequest, backoffNone, "WeChat saw no code", "send the code that wx.login gave"},
-		45011: {classQuota, http.StatusTooManyRequests, backoffNone, "this user logs in more often than WeChat allows in a minute", "have the client wait a minute and log in again, with a new code"},
+		45011: {classUser, http.StatusTooManyRequests, backoffNone, "this user logs in more often than WeChat allows in a minute", "have the client wait a minute and log in again, with a new code"},
 	},
 	apiOAuth2: {
 		40029: {classCode, http.StatusBadRequest, backoffNone, "the code is not valid", adviceOtherCode},

@@ -160,12 +160,8 @@ func digest(texts ...string) flightKey {
 // or WeChat well again.
 func memoryOf(p *problem) time.Duration {
 	switch p.class {
-	case classCredentials, classAdmission, classHuman, classAccount, classBug:
+	case classCredentials, classAdmission, classHuman, classAccount, classQuota, classBug:
 		return personMemory
-	case classQuota:
-		if p.backoff != backoffNone {
-			return personMemory
-		}
 	case classTransient:
 		return transientMemory
 	case classUnreachable:
@@ -235,9 +231,6 @@ func (f *failures) note(account flightKey, p *problem) (begins bool) {
 	if p == nil || p.class == classCode || p.class == classUser {
 		delete(f.all, account) // WeChat accepts the account
 		return false
-	}
-	if p.errcode != 0 && p.backoff == backoffNone {
-		return false // it is of one user
 	}
 	if f.all == nil {
 		f.all = make(map[flightKey]*loginFailure)

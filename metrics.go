@@ -27,11 +27,12 @@ type metrics struct {
 	reports struct{ changed, unchanged, failed, unknown prometheus.Counter }
 
 	// refreshes are the normal calls for a token that the engine made for itself, by
-	// what came of them.
+	// what came of them. Of those that verify a write, which are none, they have what
+	// somebody outside has replaced.
 	refreshes struct{ replaced, outside, confirmed, failed prometheus.Counter }
 
 	// forced are the forced refreshes, by what came of them.
-	forced struct{ replaced, same, lost, refused, limited prometheus.Counter }
+	forced struct{ replaced, same, lost, refused, limited, prevented prometheus.Counter }
 
 	exchanges  exchangeCounters
 	signatures struct{ signed, failed, unknown prometheus.Counter }
@@ -72,10 +73,18 @@ const (
 	errcodeOther = "other" // one that is not documented
 )
 
+// The errcodes of quotas that alerts look at.
+const (
+	errcodeDayQuota    = "45009"
+	errcodeMinuteQuota = "45011"
+)
+
 // callBuckets are upper bounds of the time that a call of WeChat takes, in seconds.
 // The longest request_timeout is the last.
 var callBuckets = []float64{.025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 
+// newMetrics returns counters at zero. To Prometheus a series that begins with 1 has not
+// grown: those whose growth the alerts look at are there from the beginning.
 func newMetrics() *metrics {
 	m := &metrics{registry: prometheus.NewRegistry()}
 
@@ -87,20 +96,23 @@ func newMetrics() *metrics {
 	m.reports.changed, m.reports.unchanged = reports.WithLabelValues("changed"), reports.WithLabelValues("unchanged")
 	m.reports.failed, m.reports.unknown = reports.WithLabelValues("failed"), reports.WithLabelValues("unknown")
 
-	refreshes := m.counters("refreshes_total", "Normal refreshes, by result: replaced (a new token), outside (a new token long before the old one's end: another caller forces), confirmed (the same token), failed.", "result")
+	refreshes := m.counters("refreshes_total", "Normal refreshes, by result: replaced (a new token), outside (a new token long before the old one's end: another caller forces; also where a verified write of config/ finds it), confirmed (the same token), failed.", "result")
 	m.refreshes.replaced, m.refreshes.outside = refreshes.WithLabelValues("replaced"), refreshes.WithLabelValues("outside")
 	m.refreshes.confirmed, m.refreshes.failed = refreshes.WithLabelValues("confirmed"), refreshes.WithLabelValues("failed")
 
-	forced := m.counters("forced_refreshes_total", "Forced refreshes, by result: replaced (a new token), same (WeChat handed out the old one), lost (what became of it is not known), refused (it certainly did nothing), limited (spacing or budget forbade it).", "result")
+	forced := m.counters("forced_refreshes_total", "Forced refreshes, by result: replaced (a new token), same (WeChat handed out the old one), lost (what became of it is not known), refused (it certainly did nothing), limited (spacing or budget forbade it), prevented (it was not made: storage failed, or a normal call that had to come first).", "result")
 	m.forced.replaced, m.forced.same = forced.WithLabelValues("replaced"), forced.WithLabelValues("same")
 	m.forced.lost, m.forced.refused = forced.WithLabelValues("lost"), forced.WithLabelValues("refused")
-	m.forced.limited = forced.WithLabelValues("limited")
+	m.forced.limited, m.forced.prevented = forced.WithLabelValues("limited"), forced.WithLabelValues("prevented")
 
-	m.exchanges.answered = m.counters("exchanges_total", "Requests of code2session/ and oauth2/ that had a place, by api and result: ok, cancelled, or the class of what went wrong.", "api", "result")
+	m.exchanges.answered = m.counters("exchanges_total", "Requests of code2session/ and oauth2/ that were not turned away, by api and result: ok, cancelled, or the class of what went wrong. Those answered without asking WeChat count, too.", "api", "result")
 	m.exchanges.inFlight = prometheus.NewGauge(prometheus.GaugeOpts{Name: metricPrefix + "exchanges_in_flight", Help: "Exchanges that are at WeChat right now."})
 	m.exchanges.turnedAway = m.counter("exchanges_turned_away_total", "Exchanges answered 503 because no place came free in time.")
 	for _, a := range []api{apiCode2Session, apiOAuth2} {
 		m.exchanges.answered.WithLabelValues(string(a), resultOK)
+		for _, c := range classes {
+			m.exchanges.answered.WithLabelValues(string(a), string(c))
+		}
 	}
 
 	signatures := m.counters("signatures_total", "Signatures asked of sign/, by result: signed, failed, unknown (no such account).", "result")
@@ -115,8 +127,10 @@ func newMetrics() *metrics {
 	}, []string{"api"})
 	for _, a := range apis {
 		m.calls.WithLabelValues(string(a), resultOK, errcodeNone)
+		m.calls.WithLabelValues(string(a), string(classQuota), errcodeDayQuota)
 		m.durations.WithLabelValues(string(a))
 	}
+	m.calls.WithLabelValues(string(apiStableToken), string(classQuota), errcodeMinuteQuota)
 
 	m.storageFailures = m.counters("storage_failures_total", "Operations of Vault's storage that failed, by operation.", "operation")
 	for _, operation := range []string{"list", "get", "put", "delete"} {
@@ -189,14 +203,14 @@ func (m *metrics) reported(known, changed bool, err error) {
 	}
 }
 
-// refreshed counts a normal refresh that brought a token. early says that WeChat had
-// no reason of its own to replace the one before.
-func (m *metrics) refreshed(changed, early bool) {
+// refreshed counts a normal refresh that brought a token. outside says that it shows a
+// replacement by somebody outside.
+func (m *metrics) refreshed(changed, outside bool) {
 	switch {
+	case outside:
+		m.refreshes.outside.Inc()
 	case !changed:
 		m.refreshes.confirmed.Inc()
-	case early:
-		m.refreshes.outside.Inc()
 	default:
 		m.refreshes.replaced.Inc()
 	}

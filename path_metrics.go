@@ -39,7 +39,7 @@ func (b *backend) metricsPaths() []*framework.Path {
 
 func (b *backend) readMetrics(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
 	now := prometheus.NewRegistry()
-	if err := now.Register(moment{b.keeper}); err != nil {
+	if err := now.Register(mountCollector{b.keeper}); err != nil {
 		return nil, err
 	}
 	families, err := prometheus.Gatherers{b.keeper.metrics.registry, now}.Gather()
@@ -71,6 +71,7 @@ const stateUnloaded = "unloaded"
 var (
 	descBuild       = desc("build_info", "Always 1; the labels tell the plugin's version and the Go version that built it.", "version", "goversion")
 	descAccounts    = desc("accounts", "Accounts, by state; unloaded is one that storage has not given yet.", "state")
+	descLastError   = desc("accounts_last_error", "Accounts whose last attempt to get or to store a token failed, by class of what went wrong.", "class")
 	descDue         = desc("accounts_due", "Accounts, and tickets of theirs, that are due to be looked at and wait for a worker.")
 	descLag         = desc("accounts_due_lag_seconds", "How long the one of them that waits longest has been due.")
 	descRevocations = desc("revocations_pending", "Accounts whose leak response still waits for a forced refresh.")
@@ -84,22 +85,23 @@ var (
 	descUnlistedRemaining = desc("unlisted_token_remaining_seconds", "The least of token_remaining_seconds among the unlisted accounts.")
 	descUnlistedSuccess   = desc("unlisted_last_success_timestamp_seconds", "The oldest of last_success_timestamp_seconds among the unlisted accounts.")
 	descUnlistedFailures  = desc("unlisted_consecutive_failures", "The sum of consecutive_failures of the unlisted accounts.")
+	descUnlistedBudget    = desc("unlisted_forced_refreshes_remaining", "The least of forced_refreshes_remaining among the unlisted accounts.")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(metricPrefix+name, help, labels, nil)
 }
 
-// moment collects what a mount is like when it is asked. It keeps nothing: an account
-// that was deleted is in no answer any more.
-type moment struct{ keeper *keeper }
+// mountCollector collects what a mount is like when it is asked. It keeps nothing: an
+// account that was deleted is in no answer any more.
+type mountCollector struct{ keeper *keeper }
 
 // Describe is for prometheus.Collector. It tells nothing in advance, since what is
 // collected depends on the accounts.
-func (m moment) Describe(chan<- *prometheus.Desc) {}
+func (m mountCollector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect is for prometheus.Collector.
-func (m moment) Collect(into chan<- prometheus.Metric) {
+func (m mountCollector) Collect(into chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		into <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
@@ -107,11 +109,16 @@ func (m moment) Collect(into chan<- prometheus.Metric) {
 	now := wallClock()
 	all, revoking := m.keeper.portraits(now)
 	states := map[string]int{statePending: 0, stateHealthy: 0, stateDegraded: 0, stateFailing: 0, stateUnloaded: 0}
+	failed := map[class]int{}
 	for _, p := range all {
 		states[p.state]++
+		failed[p.lastError]++
 	}
 	for state, n := range states {
 		gauge(descAccounts, float64(n), state)
+	}
+	for _, c := range classes {
+		gauge(descLastError, float64(failed[c]), string(c))
 	}
 	gauge(descRevocations, float64(revoking))
 	due, since := m.keeper.schedule.waiting()
@@ -133,7 +140,7 @@ func (m moment) Collect(into chan<- prometheus.Metric) {
 			gauge(descSuccess, unixSeconds(p.lastSuccess), p.name)
 		}
 		gauge(descFailures, float64(p.failures), p.name)
-		gauge(descBudget, float64(p.budget()), p.name)
+		gauge(descBudget, float64(p.budget), p.name)
 	}
 	gauge(descUnlisted, float64(len(unlisted)))
 	if len(unlisted) == 0 {
@@ -147,6 +154,7 @@ func (m moment) Collect(into chan<- prometheus.Metric) {
 		gauge(descUnlistedSuccess, unixSeconds(rest.lastSuccess))
 	}
 	gauge(descUnlistedFailures, float64(rest.failures))
+	gauge(descUnlistedBudget, float64(rest.budget))
 }
 
 func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
@@ -158,7 +166,8 @@ type portrait struct {
 	remaining   time.Duration // that the token may still be handed out
 	lastSuccess time.Time     // zero if there was none since the plugin started
 	failures    int
-	budget      func() int
+	lastError   class // of the failure that status/ shows, "" if there is none
+	budget      int   // forced refreshes left
 }
 
 // portraits returns one of every account in memory, and how many of them have a
@@ -176,12 +185,12 @@ func (k *keeper) portraits(now time.Time) (all []portrait, revoking int) {
 			all = append(all, portrait{name: a.name, state: stateUnloaded})
 			continue
 		}
-		p := portrait{name: a.name, state: st.health(now), lastSuccess: st.lastSuccess, budget: st.budget}
+		p := portrait{name: a.name, state: st.health(now), lastSuccess: st.lastSuccess, budget: st.budget()}
 		if st.usable(now) {
 			p.remaining = st.token.end().Sub(now)
 		}
 		if f := st.trouble(); f != nil {
-			p.failures = f.count
+			p.failures, p.lastError = f.count, f.class
 		}
 		all = append(all, p)
 	}
@@ -202,9 +211,10 @@ func (p portrait) compare(other portrait) int {
 }
 
 // sum is several accounts in one: their worst state, the least and oldest of their
-// times, and all of their failures. There has to be one, and the worst comes first.
+// times, the least of their budgets, and all of their failures. There has to be one, and
+// the worst comes first.
 func sum(all []portrait) portrait {
-	rest := portrait{state: all[0].state, remaining: all[0].remaining}
+	rest := portrait{state: all[0].state, remaining: all[0].remaining, budget: all[0].budget}
 	for _, p := range all {
 		if p.state != statePending {
 			rest.remaining = min(rest.remaining, p.remaining)
@@ -213,6 +223,7 @@ func sum(all []portrait) portrait {
 			rest.lastSuccess = p.lastSuccess
 		}
 		rest.failures += p.failures
+		rest.budget = min(rest.budget, p.budget)
 	}
 	return rest
 }

@@ -83,6 +83,16 @@ func metricNames(text string) []string {
 	return names
 }
 
+// failedPut has storage take nothing below a prefix.
+func failedPut(prefix string) func(op, key string) error {
+	return func(op, key string) error {
+		if op == "put" && strings.HasPrefix(key, prefix) {
+			return errStorage
+		}
+		return nil
+	}
+}
+
 func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 	fail := func(f wechatsim.Fault) func(*mount) { return func(m *mount) { m.sim.Inject(f) } }
 	for name, c := range map[string]struct {
@@ -149,6 +159,32 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 				`wechat_refreshes_total{result="outside"}`:                          1,
 				`wechat_reports_total{result="changed"}`:                            1,
 				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 1,
+			},
+		},
+		"a verified write that finds a token replaced outside": {
+			func(m *mount) { m.sim.ForceOutside(testAppID) },
+			func(m *mount) { m.ok(logical.UpdateOperation, "config/demo", map[string]any{"verify": true}) },
+			map[string]float64{
+				`wechat_refreshes_total{result="outside"}`:                          1,
+				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 1,
+			},
+		},
+		"a verified write that finds nothing new": {
+			nil,
+			func(m *mount) { m.ok(logical.UpdateOperation, "config/demo", map[string]any{"verify": true}) },
+			map[string]float64{`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 1},
+		},
+		"another name that finds a token replaced outside": {
+			func(m *mount) {
+				m.write("cold", map[string]any{"verify": false})
+				m.sim.ForceOutside(testAppID)
+			},
+			func(m *mount) { m.read("cold"); time.Sleep(startHoldOff); synctest.Wait() },
+			map[string]float64{
+				`wechat_token_reads_total{result="fetched"}`:                        1,
+				`wechat_refreshes_total{result="outside"}`:                          1,
+				`wechat_refreshes_total{result="replaced"}`:                         1, // demo has it, too
+				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 2,
 			},
 		},
 		"a token that has run out by itself": {
@@ -220,6 +256,36 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 				`wechat_calls_total{api="stable_token",errcode="none",result="unreachable"}`: 1,
 			},
 		},
+		"a forced refresh that storage prevents": {
+			func(m *mount) { m.storage.failing(failedPut(rotationPrefix)) },
+			func(m *mount) { _, _ = m.request(logical.UpdateOperation, "rotate/demo", nil) },
+			map[string]float64{
+				`wechat_forced_refreshes_total{result="prevented"}`: 1,
+				`wechat_storage_failures_total{operation="put"}`:    2, // its note, and that there was none
+			},
+		},
+		"a leak response of which storage takes no note": {
+			func(m *mount) { m.storage.failing(failedPut("wal/")) },
+			func(m *mount) {
+				_, _ = m.request(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+			},
+			map[string]float64{
+				`wechat_forced_refreshes_total{result="prevented"}`: 1,
+				`wechat_storage_failures_total{operation="put"}`:    1,
+			},
+		},
+		"a forced refresh of an account whose secret is wrong": {
+			func(m *mount) {
+				m.write("cold", map[string]any{"verify": false})
+				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40125})
+			},
+			func(m *mount) { m.refused(logical.UpdateOperation, "rotate/cold", nil) },
+			map[string]float64{
+				`wechat_forced_refreshes_total{result="prevented"}`:                           1,
+				`wechat_refreshes_total{result="failed"}`:                                     1,
+				`wechat_calls_total{api="stable_token",errcode="40125",result="credentials"}`: 1,
+			},
+		},
 		"a login": {
 			nil,
 			func(m *mount) { m.login("demo", m.mini()) },
@@ -234,6 +300,22 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 			map[string]float64{
 				`wechat_exchanges_total{api="jscode2session",result="code"}`:             2,
 				`wechat_calls_total{api="jscode2session",errcode="40029",result="code"}`: 1,
+			},
+		},
+		"a login of a user who comes too often": {
+			fail(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 45011}),
+			func(m *mount) { m.loginFails("demo", m.mini()) },
+			map[string]float64{
+				`wechat_exchanges_total{api="jscode2session",result="user"}`:             1,
+				`wechat_calls_total{api="jscode2session",errcode="45011",result="user"}`: 1,
+			},
+		},
+		"logins of an account whose secret is wrong": {
+			fail(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 40125}),
+			func(m *mount) { m.loginFails("demo", m.mini()); m.loginFails("demo", m.mini()) },
+			map[string]float64{
+				`wechat_exchanges_total{api="jscode2session",result="credentials"}`:             2,
+				`wechat_calls_total{api="jscode2session",errcode="40125",result="credentials"}`: 1,
 			},
 		},
 		"a signature": {
@@ -286,12 +368,7 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 		},
 		"a write that storage does not take": {
 			func(m *mount) {
-				m.storage.failing(func(op, key string) error {
-					if op == "put" && strings.HasPrefix(key, configPrefix) {
-						return errStorage
-					}
-					return nil
-				})
+				m.storage.failing(failedPut(configPrefix))
 			},
 			func(m *mount) {
 				_, _ = m.request(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})
@@ -373,6 +450,8 @@ func TestAccountsAreShownAsTheyAre(t *testing.T) {
 		synctest.Wait()
 		got = m.measured()
 		require.Equal(t, 1.0, got[`wechat_accounts{state="degraded"}`])
+		require.Equal(t, 1.0, got[`wechat_accounts_last_error{class="credentials"}`])
+		require.Zero(t, got[`wechat_accounts_last_error{class="network admission"}`])
 		require.Equal(t, 290.0, got[`wechat_token_remaining_seconds{account="`+odd+`"}`])
 		require.Equal(t, 1.0, got[`wechat_consecutive_failures{account="`+odd+`"}`])
 		time.Sleep(refreshMargin)
@@ -390,7 +469,9 @@ func TestAccountsAreShownAsTheyAre(t *testing.T) {
 		require.Equal(t, 19.0, got[`wechat_forced_refreshes_remaining{account="`+odd+`"}`])
 		time.Sleep(forcedSpacing + time.Second)
 		synctest.Wait()
-		require.Zero(t, m.measured()["wechat_revocations_pending"])
+		got = m.measured()
+		require.Zero(t, got["wechat_revocations_pending"])
+		require.Zero(t, got[`wechat_accounts_last_error{class="credentials"}`])
 
 		m.ok(logical.DeleteOperation, "config/"+odd, nil)
 		for name := range m.measured() {
@@ -402,6 +483,62 @@ func TestAccountsAreShownAsTheyAre(t *testing.T) {
 		require.Zero(t, got[`wechat_accounts{state="pending"}`])
 		for name := range got {
 			require.NotContains(t, name, `account="pending"`, "what is not known has no series")
+		}
+	})
+}
+
+// An operator who tries a new account before its IP is on the whitelist harms nobody.
+func TestAWriteThatWeChatRefusesIsNoAccountsError(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40164})
+		m.refused(logical.UpdateOperation, "config/demo", account1(nil))
+		m.refused(logical.UpdateOperation, "config/new", account1(nil))
+		const admission = `wechat_accounts_last_error{class="network admission"}`
+		require.Zero(t, m.measured()[admission])
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		require.Zero(t, m.measured()[admission], "the token holds, and nothing else was asked for")
+		time.Sleep(rotationPeriod)
+		synctest.Wait()
+		require.Equal(t, 1.0, m.measured()[admission])
+	})
+}
+
+// What storage refuses shows as well, and has a class of its own.
+func TestAnAccountWhoseTokenIsNotStoredHasAnErrorOfStorage(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.storage.failing(failedPut(tokenPrefix))
+		time.Sleep(rotationPeriod)
+		synctest.Wait()
+		require.Equal(t, 1.0, m.measured()[`wechat_accounts_last_error{class="storage"}`])
+	})
+}
+
+// To Prometheus a series that begins with 1 has not grown.
+func TestWhatAlertsCountIsThereFromTheBeginning(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		want := []string{
+			`wechat_calls_total{api="stable_token",errcode="45011",result="quota"}`,
+			`wechat_refreshes_total{result="outside"}`,
+			`wechat_reports_total{result="unchanged"}`,
+			`wechat_exchanges_turned_away_total`,
+		}
+		for _, operation := range []string{"list", "get", "put", "delete"} {
+			want = append(want, `wechat_storage_failures_total{operation="`+operation+`"}`)
+		}
+		for _, a := range apis {
+			want = append(want, `wechat_calls_total{api="`+string(a)+`",errcode="45009",result="quota"}`)
+		}
+		for _, a := range []api{apiCode2Session, apiOAuth2} {
+			for _, result := range append(slices.Clone(classes), resultOK) {
+				want = append(want, `wechat_exchanges_total{api="`+string(a)+`",result="`+string(result)+`"}`)
+			}
+		}
+		got := m.measured()
+		for _, name := range want {
+			require.Contains(t, got, name)
+			require.Zero(t, got[name], name)
 		}
 	})
 }
@@ -425,6 +562,13 @@ func TestOfManyAccountsTheWorstAreShownAndTheOthersSummedUp(t *testing.T) {
 		require.Equal(t, f.name(0), listed(got)[0])
 		require.NotContains(t, got, "wechat_unlisted_last_success_timestamp_seconds", "since the start there was none")
 		require.Greater(t, got["wechat_unlisted_token_remaining_seconds"], 0.0)
+		require.Equal(t, 20.0, got["wechat_unlisted_forced_refreshes_remaining"])
+		last := f.name(maxListed + 19)
+		m.sim.SetAccount(f.appID(maxListed+19), wechatsim.Account{Secret: testSecret})
+		m.ok(logical.UpdateOperation, "rotate/"+last, nil)
+		got = m.measured()
+		require.NotContains(t, listed(got), last, "it is well")
+		require.Equal(t, 19.0, got["wechat_unlisted_forced_refreshes_remaining"])
 
 		bad := m.keeper.lookup(f.name(maxListed + 10))
 		now := time.Now()
@@ -446,12 +590,12 @@ func TestOfManyAccountsTheWorstAreShownAndTheOthersSummedUp(t *testing.T) {
 func TestTheRestIsTheWorstOfEach(t *testing.T) {
 	at := time.Unix(1_700_000_000, 0)
 	got := sum([]portrait{
-		{name: "a", state: stateDegraded, remaining: time.Minute, failures: 2},
-		{name: "b", state: stateHealthy, remaining: time.Second, lastSuccess: at.Add(time.Hour)},
-		{name: "c", state: stateHealthy, remaining: time.Hour, lastSuccess: at},
-		{name: "d", state: statePending, failures: 3},
+		{name: "a", state: stateDegraded, remaining: time.Minute, failures: 2, budget: 20},
+		{name: "b", state: stateHealthy, remaining: time.Second, lastSuccess: at.Add(time.Hour), budget: 3},
+		{name: "c", state: stateHealthy, remaining: time.Hour, lastSuccess: at, budget: 7},
+		{name: "d", state: statePending, failures: 3, budget: 20},
 	})
-	require.Equal(t, portrait{state: stateDegraded, remaining: time.Second, lastSuccess: at, failures: 5}, got)
+	require.Equal(t, portrait{state: stateDegraded, remaining: time.Second, lastSuccess: at, failures: 5, budget: 3}, got)
 }
 
 func TestAccountsThatWaitForAWorkerAreShown(t *testing.T) {

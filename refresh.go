@@ -185,28 +185,36 @@ func (a *account) report(ctx context.Context, s logical.Storage, st, before *sta
 	return st, false, nil
 }
 
+// present is what WeChat has named as its present token.
+type present struct {
+	g       *tokenAnswer
+	epoch   int64 // by which the token is good
+	outside bool  // it shows that somebody outside has replaced the token before it
+}
+
 // ask makes normal calls with a configuration until one brings what is certain to be
-// WeChat's present token, and returns the epoch by which it is good. trial says that
-// the configuration is not stored. An error from WeChat is a *problem.
-func (a *account) ask(ctx context.Context, cfg *config, ap *appid, trial bool) (g *tokenAnswer, epoch int64, err error) {
+// WeChat's present token. trial says that the configuration is not stored. An error
+// from WeChat is a *problem.
+func (a *account) ask(ctx context.Context, cfg *config, ap *appid, trial bool) (*present, error) {
 	e := cfg.endpoint()
 	e.trial = trial
 	for range maxAsks {
 		v, err := ap.quiet(ctx, cfg.RequestTimeout)
 		if err != nil {
-			return nil, 0, asForcing(err)
+			return nil, asForcing(err)
 		}
-		if g, err = a.client.stableToken(a.ctx, e, false); err == nil {
+		g, err := a.client.stableToken(a.ctx, e, false)
+		if err == nil {
 			err = g.check()
 		}
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
-		if epoch, ok := ap.learn(v, g); ok {
-			return g, epoch, nil
+		if epoch, outside, ok := ap.learn(v, g); ok {
+			return &present{g, epoch, outside}, nil
 		}
 	}
-	return nil, 0, &problem{rule: ruleForcing}
+	return nil, &problem{rule: ruleForcing}
 }
 
 // refresh makes a normal call, stores the token if it is another one, and remembers
@@ -220,11 +228,9 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 		return nil, err
 	}
 	begun := wallClock()
-	good := st.usable(begun)
-	var g *tokenAnswer
-	var epoch int64
+	var got *present
 	if err == nil {
-		g, epoch, err = a.ask(ctx, cfg, st.appid, false)
+		got, err = a.ask(ctx, cfg, st.appid, false)
 	}
 	switch p := problemOf(err); {
 	case a.ctx.Err() != nil:
@@ -234,9 +240,9 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 	case err != nil:
 		return a.noteFailure(st, asProblem(err), begun), nil
 	}
-	tok, stored := tokenFrom(g, st.token, cfg, epoch, false), st.storedToken()
+	tok, stored := tokenFrom(got.g, st.token, cfg, got.epoch, false), st.storedToken()
 	changed := !st.isCurrent(tok.AccessToken)
-	a.metrics.refreshed(changed, good && st.token.end().Sub(g.asked) > overlap)
+	a.metrics.refreshed(changed, got.outside)
 	if changed || !st.compared {
 		// An instance of the mount that was closed before this one began may have
 		// written late. If it has stored this very token, its times count.
@@ -245,14 +251,14 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 			stored = late
 		}
 		if changed && late != nil && late.AccountID == cfg.ID && late.AccessToken == tok.AccessToken {
-			tok = tokenFrom(g, late, cfg, epoch, false)
+			tok = tokenFrom(got.g, late, cfg, got.epoch, false)
 		}
 		st.appid.rewrite()
 	}
 	if changed || st.failure != nil {
 		a.log.Debug("token from WeChat", "account", a.name, "appid", st.appID, "expire_time", timestamp(tok.ExpireTime))
 	}
-	next := st.succeeded(g, tok, syncJitter())
+	next := st.succeeded(got.g, tok, syncJitter())
 	next.compared = true
 	return a.publish(ctx, s, next, stored), nil
 }

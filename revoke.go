@@ -15,7 +15,7 @@ import (
 func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, revoke bool) (*rotated, error) {
 	a, st, err := k.acquireLoaded(ctx, s, name)
 	if err != nil {
-		return nil, notBegun(err)
+		return nil, k.notBegun(err)
 	}
 	defer k.release(a)
 	if st == nil {
@@ -28,7 +28,7 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 	}
 	cfg, err := a.configOf(ctx, s, st)
 	if err != nil {
-		return nil, notBegun(err)
+		return nil, k.notBegun(err)
 	}
 	epoch := newEpoch()
 	if !revoke {
@@ -36,7 +36,7 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 	}
 	r := &revocation{Name: name, AccountID: st.accountID, Target: st.forced() + 2, Requested: wallClock().UTC(), Epoch: epoch}
 	if err := r.announce(ctx, s); err != nil {
-		return nil, notBegun(err)
+		return nil, k.notBegun(err)
 	}
 	done, err := a.force(ctx, s, st, cfg, epoch)
 	if hadNoEffect(err) {

@@ -18,8 +18,10 @@ type rotated struct {
 // errNotBegun accompanies an error before which no forced call was made.
 var errNotBegun = errors.New("no forced refresh was begun")
 
-// notBegun is err with errNotBegun, and what to do about it.
-func notBegun(err error) error {
+// notBegun counts a forced refresh that err prevents, and returns err with errNotBegun,
+// and what to do about it.
+func (c *common) notBegun(err error) error {
+	c.metrics.forced.prevented.Inc()
 	advice := "try again"
 	if forbidsWrites(err) {
 		advice = adviceUnseal
@@ -41,9 +43,9 @@ func (a *account) prove(ctx context.Context, s logical.Storage, st *state) (*sta
 	st, err := a.refresh(ctx, s, st)
 	switch {
 	case err != nil:
-		return nil, notBegun(err)
+		return nil, a.notBegun(err)
 	case st.failure != nil:
-		return nil, notBegun(st.failure.problem)
+		return nil, a.notBegun(st.failure.problem)
 	}
 	return st, nil
 }
@@ -55,7 +57,7 @@ func (a *account) prove(ctx context.Context, s logical.Storage, st *state) (*sta
 // caller holds the lock.
 func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *config, epoch int64) (*rotated, error) {
 	if a.ctx.Err() != nil {
-		return nil, notBegun(errUnmounted)
+		return nil, a.notBegun(errUnmounted)
 	}
 	ap := st.appid
 	f, err := ap.announce(ctx, s, epoch, cfg.RequestTimeout)
@@ -65,7 +67,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 		return nil, err
 	case err != nil:
 		a.publish(ctx, s, st, st.storedToken()) // if storage fails now, the background writes it later
-		return nil, notBegun(err)
+		return nil, a.notBegun(err)
 	}
 	sent := wallClock()
 	g, err := a.client.stableToken(a.ctx, cfg.endpoint(), true)

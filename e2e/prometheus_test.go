@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -130,7 +131,7 @@ func promtool(t *testing.T, stdin io.Reader, args ...string) {
 }
 
 // The rules are valid, each alert comes when it should and not before, and each of
-// them is in the runbook of both languages.
+// them links its entry in the runbook, which is there in both languages.
 func TestEveryAlertIsTestedAndInTheRunbook(t *testing.T) {
 	t.Parallel()
 	var rules struct {
@@ -151,15 +152,22 @@ func TestEveryAlertIsTestedAndInTheRunbook(t *testing.T) {
 			if !strings.Contains(tests, "alertname: "+rule.Alert+"\n") {
 				t.Errorf("%s has no test", rule.Alert)
 			}
-			page, found := strings.CutPrefix(rule.Annotations["runbook_url"], repository)
-			if page != "docs/troubleshooting.md#by-alert" || !found {
-				t.Errorf("%s links to %s", rule.Alert, rule.Annotations["runbook_url"])
+			anchor := strings.ToLower(rule.Alert)
+			if entry := repository + "docs/troubleshooting.md#" + anchor; rule.Annotations["runbook_url"] != entry {
+				t.Errorf("%s links to %s, not to %s", rule.Alert, rule.Annotations["runbook_url"], entry)
 			}
 			for _, page := range []string{"troubleshooting.md", "troubleshooting.zh-CN.md"} {
 				text, err := os.ReadFile(filepath.Join("..", "docs", page))
 				must(t, err)
-				if !bytes.Contains(text, []byte("\n| `"+rule.Alert+"` |")) {
-					t.Errorf("%s is not in %s", rule.Alert, page)
+				_, row, found := strings.Cut(string(text), "\n| <a id=\""+anchor+"\"></a>`"+rule.Alert+"` | ")
+				if !found {
+					t.Errorf("%s has no entry for %s with the anchor %s", page, rule.Alert, anchor)
+					continue
+				}
+				row, _, _ = strings.Cut(row, "\n")
+				cells := strings.Split(strings.TrimSuffix(row, " |"), " | ")
+				if len(cells) != 4 || slices.Contains(cells, "") {
+					t.Errorf("%s: what %s means, how to tell, what to do, what not to do: %q", page, rule.Alert, cells)
 				}
 			}
 		}

@@ -39,7 +39,7 @@ import (
 
 // Version is the plugin's version, a semantic version with a leading v. The
 // build sets it.
-var Version = "v0.1.0-dev"
+var Version = "v0.2.0-dev"
 
 const operationPrefix = "wechat"
 

@@ -37,12 +37,12 @@ import (
 var executed = []executedPage{
 	{"README.md", nil}, // mounts the engine itself
 	{"docs/install.md", func(t *testing.T, d *documents) {
-		d.provide(t, "v0.2.0") // the page says that it was built and registered as v0.1.0 was
+		d.provide(t, "v0.3.0") // the page says that it was built and registered as v0.2.0 was
 		must(t, d.vault.Sys().RegisterPluginWithContext(t.Context(), &api.RegisterPluginInput{
-			Name: pluginName, Type: api.PluginTypeSecrets, Version: "v0.2.0",
-			Command: pluginName + "_v0.2.0", SHA256: d.built["v0.2.0"].SHA256,
+			Name: pluginName, Type: api.PluginTypeSecrets, Version: "v0.3.0",
+			Command: pluginName + "_v0.3.0", SHA256: d.built["v0.3.0"].SHA256,
 		}))
-		d.provide(t, "v0.1.0")
+		d.provide(t, "v0.2.0")
 	}},
 	{"docs/concepts.md", func(t *testing.T, d *documents) {
 		d.mount(t)
@@ -181,7 +181,7 @@ func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
 	must(t, os.MkdirAll(filepath.Join(d.dir, "bin"), 0o700))
 	must(t, os.Symlink(mustAbs(t, "../examples"), filepath.Join(d.dir, "examples")))
 	d.wrapVault(t)
-	d.provide(t, "v0.1.0")
+	d.provide(t, "v0.2.0")
 	for _, e := range executed {
 		t.Run(e.page, func(t *testing.T) {
 			for _, appid := range []string{"wx0123456789abcdef", "wx2222222222222222", "wx3333333333333333", "wx5555555555555555"} {

@@ -621,7 +621,7 @@ func TestAConfigWriteThatFailsWithStorageTakesNobodysToken(t *testing.T) {
 func TestAHistoryIsNotSweptWhileAnAccountIsNotLoaded(t *testing.T) {
 	for _, trouble := range []bool{false, true} {
 		t.Run(fmt.Sprint(trouble), func(t *testing.T) {
-			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+			inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
 				m.write("a", nil)
 				m.write("b", nil)
 				time.Sleep(time.Hour)

@@ -467,11 +467,15 @@ func TestNoWakeUpIsLostToARelease(t *testing.T) {
 		ap := b.current().appid
 		const rounds = 20000
 		var round, done atomic.Int64
+		spin := func(n *atomic.Int64, least int64) { // sleeps never, to meet the other in the moment
+			for n.Load() < least {
+				continue
+			}
+		}
 		var other sync.WaitGroup
 		other.Go(func() { // another name's forced calls
 			for i := int64(1); i <= rounds; i++ {
-				for round.Load() < i {
-				}
+				spin(&round, i)
 				for range i % 97 { // so that every moment is met
 					_ = round.Load()
 				}
@@ -492,8 +496,7 @@ func TestNoWakeUpIsLostToARelease(t *testing.T) {
 			got.setState(&st) // it is confirmed
 			round.Store(i)
 			m.keeper.release(got)
-			for done.Load() < i {
-			}
+			spin(&done, i)
 			if b.at.at.After(wallClock()) {
 				lost++
 			}

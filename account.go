@@ -57,6 +57,11 @@ type account struct {
 	// configured: the background loads it again. Guarded by lock.
 	needsLoad bool
 
+	// configUnsure is set while a write of the configuration has failed and storage
+	// could not be asked which of the two it holds: the background asks again. Guarded
+	// by lock.
+	configUnsure bool
+
 	// last is the state that load replaces, which may know more than storage does.
 	// Guarded by lock.
 	last *state
@@ -173,6 +178,7 @@ func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
 		a.remove()
 		return nil, nil
 	}
+	a.configUnsure = false
 	ap := a.join(cfg)
 	stale := ap.stale.Load()
 	if err := ap.load(ctx, s); err != nil {
@@ -205,6 +211,18 @@ func (a *account) reload(ctx context.Context, s logical.Storage) {
 	if _, err := a.load(ctx, s); err != nil {
 		a.log.Error("the account cannot be read from storage", "account", a.name, "error", err)
 	}
+}
+
+// reloadSame is reload for an account that stays the one whose state is st, whatever
+// storage holds: if that cannot be read, st is served on. The caller holds the lock.
+func (a *account) reloadSame(ctx context.Context, s logical.Storage, st *state) {
+	if a.reload(ctx, s); a.state.Load() != nil || !a.needsLoad {
+		return
+	}
+	kept := *st
+	kept.config = &atomic.Pointer[config]{} // it is to be read anew
+	a.setState(&kept)
+	a.configUnsure = true
 }
 
 // publish makes next the account's state after it was stored, as far as storage

@@ -126,6 +126,12 @@ func (k *keeper) maintain(s logical.Storage, a *account) {
 		a.reload(k.ctx, s)
 		return
 	}
+	if a.configUnsure {
+		a.reloadSame(k.ctx, s, st)
+		if st = a.current(); st == nil {
+			return
+		}
+	}
 	now := wallClock()
 	if r := a.revocation.Load(); r != nil && !now.Before(r.next) {
 		a.revoke(s, st, r)

@@ -87,12 +87,11 @@ func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, c
 		st = a.publish(ctx, s, st.succeeded(answer.g, tok, syncJitter()), st.storedToken())
 	}
 	if err := storeConfig(ctx, s, a.name, cfg); err != nil {
-		if a.reload(ctx, s); a.state.Load() == nil && a.needsLoad {
-			a.setState(st) // whichever of the two is stored, the token is the account's
-		}
+		a.reloadSame(ctx, s, st)
 		return err
 	}
 	a.setState(st.reconfigured(cfg))
+	a.configUnsure = false
 	if r := a.revocation.Load(); r != nil {
 		r.retryNow()
 	}

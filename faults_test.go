@@ -603,19 +603,38 @@ func TestAComparisonThatFailsPastTheDueTimeMakesNoOutage(t *testing.T) {
 }
 
 func TestAConfigWriteThatFailsWithStorageTakesNobodysToken(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.storage.hooked(func(op, key string) {
-			if op == "put" && key == "config/demo" {
-				m.storage.failing(func(string, string) error { return errStorage })
-			}
+	for name, tookEffect := range map[string]bool{"it took effect": true, "it did not": false} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.storage.hooked(func(op, key string) {
+					if op == "put" && key == "config/demo" {
+						m.storage.failing(func(string, string) error { return errStorage })
+					}
+				})
+				m.refused(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})
+				m.storage.hooked(nil)
+				if tookEffect {
+					cfg, err := loadConfig(t.Context(), &m.storage.InmemStorage, "demo")
+					require.NoError(t, err)
+					cfg.MaxTTL = time.Minute
+					require.NoError(t, storeConfig(t.Context(), &m.storage.InmemStorage, "demo", cfg))
+				}
+				for range 5 {
+					require.NoError(t, m.tokenOrError("demo"))
+					time.Sleep(time.Minute)
+				}
+				m.storage.failing(nil)
+				time.Sleep(reloadInterval + time.Second)
+				synctest.Wait()
+				want := int64(defaultMaxTTL / time.Second)
+				if tookEffect {
+					want = 60
+				}
+				require.Equal(t, want, m.read("demo")["ttl"], "what storage holds is found out")
+			})
 		})
-		m.refused(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})
-		for range 5 {
-			require.NoError(t, m.tokenOrError("demo"))
-			time.Sleep(time.Minute)
-		}
-	})
+	}
 }
 
 func TestAHistoryIsNotSweptWhileAnAccountIsNotLoaded(t *testing.T) {

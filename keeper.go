@@ -106,6 +106,9 @@ func (k *keeper) release(a *account) {
 			if r := a.revocation.Load(); r != nil && (at.IsZero() || r.next.Before(at)) {
 				at = r.next
 			}
+			if reload := now.Add(reloadInterval); a.configUnsure && (at.IsZero() || reload.Before(at)) {
+				at = reload
+			}
 			k.schedule.set(a, at)
 			// Whoever changes the epoch wakes the account after that, and must not have
 			// been overtaken by this.

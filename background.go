@@ -163,11 +163,12 @@ func (a *account) maintain(s logical.Storage, st *state) {
 	_, _ = a.refresh(a.ctx, s, st)
 }
 
-// tick is called once a minute. It gives the background the push that its timer
-// does not give while the machine is suspended, and looks whether the clock was
-// set back meanwhile: all times that are remembered are then too late, and WeChat
-// is asked how long each token still lives.
+// tick is called once a minute. It drops what nobody uses any more, gives the
+// background the push that its timer does not give while the machine is suspended, and
+// looks whether the clock was set back meanwhile: all times that are remembered are
+// then too late, and WeChat is asked how long each token still lives.
 func (k *keeper) tick(now clockReading) {
+	k.client.tidy()
 	k.schedule.fire()
 	k.mu.Lock()
 	last := k.clock

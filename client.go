@@ -23,7 +23,7 @@ import (
 // All calls go through one funnel, call.
 type client struct {
 	// dial replaces the transports' dialler in tests; nil dials TCP.
-	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	dial dialler
 
 	// proxyRoots are the roots that an https proxy is held to in tests; nil are
 	// the system's.
@@ -122,6 +122,9 @@ func (c *client) ticket(ctx context.Context, e endpoint, accessToken, kind strin
 	}, envelope.ticket)
 }
 
+// tidy drops the ways that nobody uses any more. It does not wait for calls.
+func (c *client) tidy() { c.transports.dropUnused() }
+
 // close drops the idle connections.
 func (c *client) close() { c.transports.close() }
 
@@ -192,7 +195,7 @@ func (c *client) exchange(ctx context.Context, e endpoint, r request) (envelope,
 	callCtx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 	way := &progress{}
-	req, err := r.build(httptrace.WithClientTrace(callCtx, way.trace()), e.baseURL)
+	req, err := r.build(httptrace.WithClientTrace(connecting(callCtx, e.timeout), way.trace()), e.baseURL)
 	if err != nil { // its text may hold the URL
 		return nil, unsent("base_url is not usable")
 	}
@@ -300,7 +303,8 @@ func (p *progress) trace() *httptrace.ClientTrace {
 			defer p.mu.Unlock()
 			p.stage, p.sent = stageNone, false
 		},
-		GotConn: func(httptrace.GotConnInfo) {
+		GotConn: func(got httptrace.GotConnInfo) {
+			_ = got.Conn.SetDeadline(time.Time{}) // it is ready; if it is closed, that shows next
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			p.sent = true

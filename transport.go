@@ -28,9 +28,13 @@ const (
 	// more with roots of its own.
 	maxTransports = 256
 
-	// transportIdle is how long an unused transport is kept. Accounts compare
-	// their token far more often than that.
-	transportIdle = 24 * time.Hour
+	// transportIdle is how long an unused transport is kept: no call lasts as long,
+	// and its connections are closed by then, so that the next one loses nothing.
+	transportIdle = time.Minute
+
+	// connectGrace is how long a connection in the making outlives the call that it is
+	// made for, which tells better than the connection why it came to nothing.
+	connectGrace = time.Second
 
 	// maxHeaders bounds the headers of an answer, in bytes.
 	maxHeaders = 64 << 10
@@ -116,24 +120,35 @@ func (ts *transports) get(w way, d dialing) (*http.Transport, error) {
 	if ts.inUse == nil {
 		ts.inUse = make(map[[sha256.Size]byte]*sharedTransport)
 	}
-	ts.makeRoom(now)
+	ts.makeRoom()
 	ts.inUse[key] = &sharedTransport{made, now}
 	return made, nil
 }
 
-// makeRoom drops what nobody used for long, and if need be what was used least
-// recently. Calls on it are finished. The caller holds the lock.
-func (ts *transports) makeRoom(now time.Time) {
+// makeRoom drops the least recently used if there are too many. Calls on it are
+// finished. The caller holds the lock.
+func (ts *transports) makeRoom() {
+	if len(ts.inUse) < maxTransports {
+		return
+	}
 	var oldest [sha256.Size]byte
 	for key, t := range ts.inUse {
-		if now.Sub(t.used) > transportIdle {
-			ts.drop(key)
-		} else if last := ts.inUse[oldest]; last == nil || t.used.Before(last.used) {
+		if last := ts.inUse[oldest]; last == nil || t.used.Before(last.used) {
 			oldest = key
 		}
 	}
-	if len(ts.inUse) >= maxTransports {
-		ts.drop(oldest)
+	ts.drop(oldest)
+}
+
+// dropUnused drops what nobody used for long: the accounts on that way may be gone, or
+// go another way now.
+func (ts *transports) dropUnused() {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for key, t := range ts.inUse {
+		if time.Since(t.used) > transportIdle {
+			ts.drop(key)
+		}
 	}
 }
 
@@ -154,8 +169,37 @@ func (ts *transports) close() {
 // dialing is what tests replace: how TCP is dialled, nil for plainly, and the
 // roots that an https proxy is held to, nil for the system's.
 type dialing struct {
-	dial       func(ctx context.Context, network, addr string) (net.Conn, error)
+	dial       dialler
 	proxyRoots *x509.CertPool
+}
+
+type dialler func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// connectBy is the key under which the context of a call says until when a connection
+// may be in the making.
+type connectBy struct{}
+
+// connecting returns the context for a call of this timeout. net/http takes values from
+// it for the making of a connection, but not its end: it goes on for whoever comes next.
+func connecting(ctx context.Context, timeout time.Duration) context.Context {
+	return context.WithValue(ctx, connectBy{}, time.Now().Add(timeout+connectGrace))
+}
+
+// inTime dials, and leaves the connection a deadline for what has to follow, handshakes
+// and the words with a proxy: from who never answers it would stay open for ever. Who is
+// given the connection takes the deadline away.
+func (d dialler) inTime(ctx context.Context, network, addr string) (net.Conn, error) {
+	by, _ := ctx.Value(connectBy{}).(time.Time)
+	ctx, cancel := context.WithDeadline(ctx, by)
+	defer cancel()
+	conn, err := d(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.SetDeadline(by); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
 }
 
 // proxyRefusal is a proxy's answer to CONNECT that was not 200.
@@ -168,14 +212,15 @@ func newTransport(w way, d dialing) (*http.Transport, error) {
 		d.dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
 	}
 	t := &http.Transport{
-		DialContext:            d.dial,
+		DialContext:            d.dial.inTime,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
 		MaxIdleConnsPerHost:    idleConns,
 		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxHeaders,
 		DisableCompression:     true, // what is read is what was sent: nothing can inflate it
-		// request_timeout bounds the whole exchange, so there are no others. HTTP/2 is
-		// off: net/http would offer it to https proxies, and cannot speak it with them.
+		// request_timeout bounds the whole exchange and the making of connections, so there
+		// are no others. HTTP/2 is off: net/http would offer it to https proxies, and cannot
+		// speak it with them.
 		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
 			if resp.StatusCode != http.StatusOK {
 				return &proxyRefusal{resp.Status}
@@ -205,7 +250,7 @@ func newTransport(w way, d dialing) (*http.Transport, error) {
 		// the roots of ca_pem are for base_url.
 		config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: w.proxy.Hostname(), RootCAs: d.proxyRoots}
 		t.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := d.dial(ctx, network, addr)
+			conn, err := d.dial.inTime(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}

@@ -19,10 +19,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
@@ -69,12 +71,14 @@ func TestTransportsAreShared(t *testing.T) {
 		call(func(e *endpoint) { e.proxy, e.trial = "http://127.0.0.3:3128", true })
 		require.Equal(t, 5, kept())
 
-		// Those in use stay, those that nobody used for long are dropped when
-		// another is made.
+		// Those in use stay, those that nobody used for long are dropped.
 		time.Sleep(transportIdle / 2)
 		call(proxied(proxy))
-		time.Sleep(transportIdle/2 + time.Second)
+		c.tidy()
 		require.Equal(t, 5, kept())
+		time.Sleep(transportIdle/2 + time.Second)
+		c.tidy()
+		require.Equal(t, 1, kept())
 		call(proxied("http://127.0.0.2:3128"))
 		require.Equal(t, 2, kept())
 		call(proxied(proxy))
@@ -128,6 +132,94 @@ func TestATrialLeavesNoConnection(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, 1, open)
 	})
+}
+
+// The account of a way may be deleted, or go another way.
+func TestATransportGoesWithItsAccount(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		kept := func() int {
+			ts := &m.keeper.client.transports
+			ts.mu.Lock()
+			defer ts.mu.Unlock()
+			return len(ts.inUse)
+		}
+		for n := range 5 {
+			m.ok(logical.UpdateOperation, "config/goes", account1(map[string]any{
+				"base_url": "https://192.0.2.1", "proxy_url": fmt.Sprintf("http://127.0.0.1:%d", 3000+n), "verify": false,
+			}))
+			m.refused(logical.ReadOperation, "token/goes", nil)
+		}
+		require.Equal(t, 5, kept())
+		m.ok(logical.DeleteOperation, "config/goes", nil)
+		m.ticks(2)
+		require.Zero(t, kept())
+	})
+}
+
+// net/http goes on with the making of a connection after the call that it is made for,
+// for whoever comes next: at who never answers it would do so for ever.
+func TestAConnectionInTheMakingEndsWithItsCall(t *testing.T) {
+	const target = "https://192.0.2.1"
+	for name, c := range map[string]struct{ baseURL, proxy string }{
+		"TLS":             {target, ""},
+		"an http proxy":   {target, "http://127.0.0.1:3128"},
+		"an https proxy":  {target, "https://127.0.0.1:3128"},
+		"a socks5 proxy":  {target, "socks5://127.0.0.1:3128"},
+		"an answer":       {"http://127.0.0.1", ""},
+		"a dial, forever": {target, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pipe := wechatsim.NewPipe()
+				var open atomic.Int64
+				client := &client{dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+					open.Add(1)
+					if name == "a dial, forever" {
+						defer open.Add(-1)
+						<-ctx.Done()
+						return nil, ctx.Err()
+					}
+					conn, err := pipe.DialContext(ctx, network, addr)
+					return onClose{conn, func() { open.Add(-1) }}, err
+				}}
+				defer client.close()
+				var serving sync.WaitGroup
+				serving.Go(func() { silently(pipe, &serving) })
+				defer serving.Wait()
+				defer pipe.Close()
+
+				e := testEndpoint()
+				e.baseURL, e.proxy, e.timeout = c.baseURL, c.proxy, 2*time.Second
+				var calls sync.WaitGroup
+				for range 50 {
+					calls.Go(func() {
+						start := time.Now()
+						_, err := client.stableToken(t.Context(), e, false)
+						require.Contains(t, problemOf(err).detail, "within 2s")
+						require.Equal(t, e.timeout, time.Since(start))
+					})
+				}
+				calls.Wait()
+				time.Sleep(connectGrace)
+				synctest.Wait()
+				require.Zero(t, open.Load())
+			})
+		})
+	}
+}
+
+// silently takes connections, and whatever is sent on them, and never says a word.
+func silently(listener net.Listener, serving *sync.WaitGroup) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		serving.Go(func() {
+			defer conn.Close()
+			_, _ = io.Copy(io.Discard, conn)
+		})
+	}
 }
 
 // onClose tells of the first closing of a connection.

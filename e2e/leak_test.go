@@ -232,6 +232,7 @@ func TestNothingSecretIsFoundAnywhere(t *testing.T) {
 		{Kind: "notjson"},
 		{Kind: "echo"},
 		{Kind: "echo", Status: 500},
+		{Kind: "echoafter"},
 		{Kind: "reset"},
 		{Kind: "hang"},
 		{Kind: "lost"},

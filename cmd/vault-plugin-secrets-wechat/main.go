@@ -3,6 +3,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"log"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -21,6 +23,9 @@ func main() {
 			return
 		}
 	}
+	// net/http writes what comes on a connection after the answer to the standard log: a
+	// relay that echoes would have the AppSecret in Vault's log.
+	log.SetOutput(io.Discard)
 	fitRuntime()
 	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: os.Stderr, JSONFormat: true})
 	exitWithVault(logger)

@@ -45,7 +45,7 @@ const ControlHelp = `Control, with JSON bodies and durations like "90s", next to
            expires_in                   expires_in
            field                        field, value
            notjson, reset, lost, truncate, oversize, notoken, quoted, bom, plain, headers, interim,
-           gzip, sametoken              nothing
+           gzip, echoafter, sametoken   nothing
   DELETE /_sim/faults                   remove all faults
 The APIs are stable_token, jscode2session, oauth2, clear_quota, getticket, rid, getuserphonenumber
 and getcallbackip.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 )
 
 // Echo returns a relay that passes nothing on, and shows what it was sent in its
@@ -19,14 +20,9 @@ func Echo(status int) http.Handler {
 }
 
 func echo(w http.ResponseWriter, r *http.Request, status int) {
-	body, _ := io.ReadAll(io.LimitReader(r.Body, maxBody)) // what came is shown
-	var sent strings.Builder
-	sent.WriteString(r.Method + " " + r.URL.RequestURI() + "\n")
-	_ = r.Header.Write(&sent) // a builder takes everything
-	sent.WriteString("\n")
-	sent.Write(body)
+	sent, body := received(r)
 	var shown strings.Builder
-	for _, text := range append([]string{sent.String(), string(body)}, values(r.URL.Query(), body)...) {
+	for _, text := range append([]string{sent, string(body)}, values(r.URL.Query(), body)...) {
 		for _, encoding := range encodings {
 			shown.WriteString(encoding(text) + "\n")
 		}
@@ -38,6 +34,34 @@ func echo(w http.ResponseWriter, r *http.Request, status int) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(status)
 	_, _ = io.WriteString(w, shown.String()) // the client may be gone
+}
+
+// received returns a request as it came, and its body.
+func received(r *http.Request) (sent string, body []byte) {
+	body, _ = io.ReadAll(io.LimitReader(r.Body, maxBody)) // what came is shown
+	var all strings.Builder
+	all.WriteString(r.Method + " " + r.URL.RequestURI() + "\n")
+	_ = r.Header.Write(&all) // a builder takes everything
+	all.WriteString("\n")
+	all.Write(body)
+	return all.String(), body
+}
+
+// deliverEchoAfter answers, and then shows what it was sent on a connection that the
+// client keeps for its next call.
+func deliverEchoAfter(w http.ResponseWriter, r *http.Request, _ Fault, ans answer) {
+	sent, _ := received(r)
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	defer conn.Close()
+	if conn.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
+		return
+	}
+	body := encode(ans)
+	head := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", contentType, len(body))
+	_, _ = io.WriteString(conn, head+string(body)+sent) // the client may be gone
 }
 
 // encodings are those in which an echo shows what it was sent.

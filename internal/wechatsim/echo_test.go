@@ -1,9 +1,14 @@
 package wechatsim_test
 
 import (
+	"bufio"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
@@ -11,6 +16,35 @@ import (
 
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
+
+// An echo on a connection comes after a good answer on it.
+func TestEchoAfterTheAnswer(t *testing.T) {
+	p := onLoopback(t)
+	p.Inject(wechatsim.Fault{Kind: "echoafter"})
+	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	sent := callBody(false)
+	if _, err := fmt.Fprintf(conn, "POST /cgi-bin/stable_token HTTP/1.1\r\nHost: wechat.test\r\nContent-Length: %d\r\n\r\n%s", len(sent), sent); err != nil {
+		t.Fatal(err)
+	}
+	came := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(came, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var got reply
+	if err := json.NewDecoder(resp.Body).Decode(&got); err != nil || got.Token != p.Current(appid) {
+		t.Errorf("the answer is %+v, %v", got, err)
+	}
+	after, err := io.ReadAll(came)
+	if err != nil || !strings.HasPrefix(string(after), "POST /cgi-bin/stable_token\n") || !strings.HasSuffix(string(after), "\n"+sent) {
+		t.Errorf("after the answer came %q, %v", after, err)
+	}
+}
 
 func TestEcho(t *testing.T) {
 	const sent = "s<e>c/r+e t\"é"

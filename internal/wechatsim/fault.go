@@ -34,6 +34,7 @@ import (
 //	headers     does its work, and sends headers without end
 //	interim     does its work, and sends responses 103 without end
 //	gzip        does its work, and sends the answer in gzip with a gibibyte of spaces after it
+//	echoafter   does its work, answers, and then sends whatever it was sent on the same connection
 //	sametoken   does its work, but a forced call refreshes nothing
 type Fault struct {
 	// API is the one whose calls it strikes, by its name; "" is stable_token, and
@@ -88,6 +89,7 @@ var kinds = map[string]struct {
 	"headers":    {true, deliverHeaders},
 	"interim":    {true, deliverInterim},
 	"gzip":       {true, deliverGzipBomb},
+	"echoafter":  {true, deliverEchoAfter},
 	"sametoken":  {true, deliverAnswer},
 }
 

@@ -4,13 +4,20 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"net/url"
+	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 const (
 	// maxDetail bounds, in bytes, what is kept of a text from outside.
 	maxDetail = 256
+
+	// maxCleaned bounds, in bytes, what is cleaned of a text from outside. As much again is
+	// searched, so that a secret at the cut is found by what follows.
+	maxCleaned = 1 << 10
 
 	redacted = "[redacted]"
 
@@ -32,14 +39,15 @@ type scrubber struct {
 	pieces map[string]struct{} // every piece of pieceLength bytes of what is longer
 }
 
-// newScrubber returns a scrubber of these secrets; empty ones are ignored.
+// newScrubber returns a scrubber of these secrets, of some KiB at most: it costs some
+// hundred bytes for each of theirs. Empty ones are ignored.
 func newScrubber(secrets ...string) *scrubber {
 	s := &scrubber{pieces: make(map[string]struct{})}
 	for _, secret := range secrets {
 		if secret == "" {
 			continue
 		}
-		s.add(secret)
+		s.add(identity(secret).visible().text)
 		digits := hex.EncodeToString([]byte(secret))
 		s.add(digits)
 		s.add(strings.ToUpper(digits))
@@ -67,28 +75,13 @@ func (s *scrubber) add(text string) {
 }
 
 // clean returns the text without the secrets, as they are or JSON-, URL-, hex- or
-// base64-encoded, and without control, bidirectional and other format characters.
+// base64-encoded, and without control, bidirectional and other format characters. Of a
+// long text it returns the beginning.
 func (s *scrubber) clean(text string) string {
-	// First the invisible characters: they could part a secret.
-	text = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(text, " "))
-
-	secret := make([]bool, len(text)) // of each byte of text
-	level := identity(text)
-	for range escapeLevels {
-		s.mark(level, secret)
-		next := level.unescaped()
-		if len(next.text) == len(level.text) {
-			break // nothing was escaped
-		}
-		level = next
-	}
+	text = strings.ToValidUTF8(text[:min(len(text), 2*maxCleaned)], " ")
+	secret := s.find(text)
 	var b strings.Builder
-	for i := 0; i < len(text); i++ {
+	for i := range min(len(text), maxCleaned) {
 		switch {
 		case !secret[i]:
 			b.WriteByte(text[i])
@@ -96,7 +89,28 @@ func (s *scrubber) clean(text string) string {
 			b.WriteString(redacted)
 		}
 	}
-	return strings.ToValidUTF8(b.String(), "")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(b.String(), ""))
+}
+
+// find tells of each byte of the text whether it is of a secret.
+func (s *scrubber) find(text string) []bool {
+	secret := make([]bool, len(text))
+	level := identity(text).visible()
+	s.mark(level, secret)
+	for range escapeLevels {
+		next := level.unescaped().visible()
+		if len(next.text) == len(level.text) {
+			break // nothing was escaped
+		}
+		s.mark(next, secret)
+		level = next
+	}
+	return secret
 }
 
 // scrub is clean, and short.
@@ -115,7 +129,7 @@ func (s *scrubber) mark(l layer, secret []bool) {
 		}
 	}
 	for _, short := range s.whole {
-		for at := 0; ; {
+		for at := 0; short != ""; {
 			i := strings.Index(l.text[at:], short)
 			if i < 0 {
 				break
@@ -140,43 +154,69 @@ func identity(text string) layer {
 	return layer{text, from}
 }
 
+// visible leaves out what cannot be seen: it could part a secret.
+func (l layer) visible() layer {
+	var text []byte
+	var from []int
+	for i, r := range l.text {
+		if !unicode.IsPrint(r) {
+			continue
+		}
+		_, length := utf8.DecodeRuneInString(l.text[i:]) // 1 for what is no UTF-8
+		text, from = append(text, l.text[i:i+length]...), append(from, l.from[i:i+length]...)
+	}
+	return layer{string(text), append(from, l.from[len(l.text)])}
+}
+
 // unescaped undoes one level: %41, \u0041, \x41, and \ before punctuation.
 func (l layer) unescaped() layer {
 	var text []byte
 	var from []int
 	for i := 0; i < len(l.text); {
-		c, length := unescape(l.text[i:])
-		text, from = append(text, c), append(from, l.from[i])
+		plain, length := unescape(l.text[i:])
+		for range len(plain) {
+			from = append(from, l.from[i])
+		}
+		text = append(text, plain...)
 		i += length
 	}
 	return layer{string(text), append(from, l.from[len(l.text)])}
 }
 
-// unescape returns the byte that text begins with, and how long it is written.
-func unescape(text string) (c byte, length int) {
-	for _, form := range []struct {
-		prefix string
-		digits int
-	}{{"%", 2}, {`\u`, 4}, {`\U`, 4}, {`\x`, 2}} {
-		rest, ok := strings.CutPrefix(text, form.prefix)
-		if !ok || len(rest) < form.digits {
+// unescape returns what text begins with, and how long it is written.
+func unescape(text string) (plain string, length int) {
+	for _, prefix := range []string{"%", `\x`} {
+		if b, ok := hexAfter(prefix, 2, text); ok {
+			return string([]byte{byte(b)}), len(prefix) + 2
+		}
+	}
+	for _, prefix := range []string{`\u`, `\U`} {
+		unit, ok := hexAfter(prefix, 4, text)
+		if !ok {
 			continue
 		}
-		digits := rest[:form.digits]
-		if form.digits == 4 {
-			if !strings.HasPrefix(digits, "00") {
-				continue // no secret of ours holds more than bytes
-			}
-			digits = digits[2:]
+		length = len(prefix) + 4
+		low, _ := hexAfter(prefix, 4, text[length:])
+		if pair := utf16.DecodeRune(rune(unit), rune(low)); pair != unicode.ReplacementChar {
+			return string(pair), 2 * length
 		}
-		if b, err := hex.DecodeString(digits); err == nil {
-			return b[0], len(form.prefix) + form.digits
-		}
+		return string(rune(unit)), length
 	}
 	if len(text) > 1 && text[0] == '\\' && strings.IndexByte(`"'\/`, text[1]) >= 0 {
-		return text[1], 2
+		return text[1:2], 2
 	}
-	return text[0], 1
+	return text[:1], 1
+}
+
+// hexAfter returns the number that text begins with, of so many hex digits after a
+// prefix.
+func hexAfter(prefix string, digits int, text string) (n uint64, ok bool) {
+	rest, ok := strings.CutPrefix(text, prefix)
+	if !ok || len(rest) < digits {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(rest[:digits], 16, 16)
+	return n, err == nil
 }
 
 func truncate(text string) string {

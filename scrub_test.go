@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/stretchr/testify/require"
 )
@@ -34,15 +35,38 @@ func TestASecretIsFoundHoweverItIsWritten(t *testing.T) {
 		require.NoError(t, err)
 		return string(text)
 	}
+	// asJSON writes every character as JSON may.
+	asJSON := func(s string) string {
+		var b strings.Builder
+		for _, unit := range utf16.Encode([]rune(s)) {
+			fmt.Fprintf(&b, `\u%04x`, unit)
+		}
+		return b.String()
+	}
+	parted := func(by string) func(string) string {
+		return func(s string) string {
+			var b strings.Builder
+			for i, r := range s {
+				if b.WriteRune(r); i%5 == 4 {
+					b.WriteString(by)
+				}
+			}
+			return b.String()
+		}
+	}
 	for name, write := range map[string]func(string) string{
-		"as it is":                                   func(s string) string { return s },
-		"for a URL's query":                          url.QueryEscape,
-		"for a URL's path":                           url.PathEscape,
-		"for a URL, every character":                 escaped("%%%02X"),
-		"for a URL, in small letters":                escaped("%%%02x"),
-		"for a URL, twice":                           func(s string) string { return url.QueryEscape(url.QueryEscape(s)) },
-		"in JSON":                                    quoted,
-		"in JSON, every character":                   escaped(`\u%04x`),
+		"as it is":                    func(s string) string { return s },
+		"for a URL's query":           url.QueryEscape,
+		"for a URL's path":            url.PathEscape,
+		"for a URL, every character":  escaped("%%%02X"),
+		"for a URL, in small letters": escaped("%%%02x"),
+		"for a URL, twice":            func(s string) string { return url.QueryEscape(url.QueryEscape(s)) },
+		"in JSON":                     quoted,
+		"for a URL, every character, three times": func(s string) string {
+			return url.QueryEscape(url.QueryEscape(escaped("%%%02x")(s)))
+		},
+		"in JSON, every character":                   asJSON,
+		"in JSON, every character, for a URL":        func(s string) string { return url.QueryEscape(asJSON(s)) },
 		"in JSON within JSON":                        func(s string) string { return quoted(quoted(s)) },
 		"in JSON, with escaped slashes":              func(s string) string { return strings.ReplaceAll(s, "/", `\/`) },
 		"in C's notation":                            escaped(`\x%02x`),
@@ -56,9 +80,11 @@ func TestASecretIsFoundHoweverItIsWritten(t *testing.T) {
 		"in base64 for URLs, escaped":                func(s string) string { return url.QueryEscape(base64.URLEncoding.EncodeToString([]byte(s))) },
 		"without its beginning":                      func(s string) string { return s[3:] },
 		"without its end":                            func(s string) string { return s[:len(s)-3] },
-		"parted by what cannot be seen":              func(s string) string { return s[:1] + "\u200b" + s[1:] },
+		"parted by what cannot be seen":              parted("\u200b"),
+		"parted by line ends":                        parted("\r\n"),
+		"parted by what cannot be seen, in JSON":     func(s string) string { return asJSON(parted("\u200b")(s)) },
 	} {
-		for _, secret := range []string{testSecret, `p+/"\%q<w>&zß=0123456789`, strings.Repeat("long/secret+", 100)} {
+		for _, secret := range []string{testSecret, `p+/"\%q<w>&zß=0123456789`, "店铺的码😀0123456789abcdef", strings.Repeat("long/secret+", 6)} {
 			t.Run(fmt.Sprintf("%s, %.8s", name, secret), func(t *testing.T) {
 				written := write(secret)
 				text := newScrubber(secret).clean("before: " + written + " :after")
@@ -82,6 +108,13 @@ func TestShortSecretsAreFoundToo(t *testing.T) {
 	require.Equal(t, "it is [redacted]!", s.clean("it is %68unter2!"))
 	require.NotContains(t, s.clean("it is "+base64.StdEncoding.EncodeToString([]byte("hunter2"))), "aHVudGVyM")
 	require.Equal(t, "nothing to see", newScrubber().clean("nothing to see"))
+}
+
+func TestOfALongTextTheBeginningIsCleaned(t *testing.T) {
+	s := newScrubber(testSecret)
+	filler := strings.Repeat("x", maxCleaned-pieceLength+1)
+	require.Equal(t, filler+redacted, s.clean(filler+testSecret+strings.Repeat(" "+testSecret, 1000)), "the secret is at the cut")
+	require.Equal(t, strings.Repeat("系", maxCleaned/3), s.clean(strings.Repeat("系", 10*maxCleaned)))
 }
 
 func TestWhatIsNoSecretStays(t *testing.T) {

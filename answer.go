@@ -57,9 +57,9 @@ type userToken struct {
 func parseAnswer(a api, status int, raw []byte, known []string) (envelope, *problem) {
 	switch {
 	case status >= 500:
-		return nil, &problem{rule: ruleUnavailable, detail: fmt.Sprintf("HTTP %d", status)}
+		return nil, &problem{rule: ruleUnavailable, cause: fmt.Sprintf("HTTP %d", status)}
 	case status >= 400: // a gateway's: WeChat answers 200
-		return nil, &problem{rule: ruleAnswer, detail: fmt.Sprintf("HTTP %d", status), hadNoEffect: true}
+		return nil, &problem{rule: ruleAnswer, cause: fmt.Sprintf("HTTP %d", status), hadNoEffect: true}
 	case status >= 300:
 		return nil, undocumented("HTTP %d: redirects are refused", status)
 	case status != http.StatusOK:
@@ -81,10 +81,11 @@ func parseAnswer(a api, status int, raw []byte, known []string) (envelope, *prob
 	return fields, nil
 }
 
-// undocumented is the problem of an answer that is not the documented one.
-// Nothing of the answer may be in its text: it may hold a token.
+// undocumented is the problem of an answer that is not the documented one. In what way
+// it is not, is for the server log: callers could tell by it what listens in Vault's
+// network. Nothing of the answer but numbers may be in that text: it may hold a token.
 func undocumented(format string, args ...any) *problem {
-	return &problem{rule: ruleAnswer, detail: fmt.Sprintf(format, args...)}
+	return &problem{rule: ruleAnswer, cause: fmt.Sprintf(format, args...)}
 }
 
 // parseObject reads the top level of a JSON object. A field that is there twice
@@ -264,6 +265,14 @@ func (a envelope) cleared() (struct{}, *problem) {
 // whom the answer is for.
 var secretFields = []string{"access_token", "refresh_token", "session_key", "ticket", "openid", "unionid"}
 
+// holdSecrets reports whether one of secretFields has a value.
+func (a envelope) holdSecrets() bool {
+	return slices.ContainsFunc(secretFields, func(field string) bool {
+		value, ok := a.text(field)
+		return !ok || value != ""
+	})
+}
+
 // WeChat's texts vary; these find the request ID and the caller's IP in all
 // the forms that have been seen.
 var (
@@ -278,16 +287,13 @@ var (
 // refusal turns an errcode and what came with it into a problem.
 func refusal(a api, errcode int, fields envelope, known []string) *problem {
 	p := &problem{errcode: errcode, hadNoEffect: errcode != -1}
-	for _, field := range secretFields {
-		if value, _ := fields.text(field); value != "" {
-			known = append(slices.Clip(known), value)
-			// An errcode and a token: it is not certain what WeChat did.
-			p.hadNoEffect = false
-		}
-	}
 	errmsg, _ := fields.text("errmsg")
-	s := newScrubber(known...)
-	errmsg = s.clean(errmsg)
+	errmsg = newScrubber(known...).clean(errmsg)
+	if fields.holdSecrets() {
+		// An errcode and a token: it is not certain what WeChat did, nor that its words
+		// do not hold the token as well.
+		p.hadNoEffect, errmsg = false, ""
+	}
 	p.errmsg = truncate(errmsg)
 	for _, pattern := range ridPatterns {
 		if m := pattern.FindStringSubmatch(errmsg); m != nil {

@@ -58,6 +58,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	var answer *present
 	if verify {
 		if answer, err = a.ask(ctx, cfg, ap, true); err != nil {
+			a.logRefusal(cfg, err)
 			return nil, err
 		}
 		if answer.outside {
@@ -76,6 +77,16 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	}
 	a.events.send(event{kind: eventConfigWrite, name: name, path: configPrefix + name, dataPath: configPrefix + name, modified: true})
 	return done, nil
+}
+
+// logRefusal writes to the server log why a write of a configuration was refused: it has
+// what the writer is not told.
+func (a *account) logRefusal(cfg *config, err error) {
+	if p := problemOf(err); p != nil {
+		a.log.Warn("the configuration was not stored: WeChat gave no token for it", append([]any{
+			"account", a.name, "appid", cfg.AppID,
+		}, p.logFields()...)...)
+	}
 }
 
 // storeSame stores an account that stays the same one. Each of its writes leaves

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -153,7 +154,7 @@ func TestEveryFaultIsOneNamedProblemAndOneCall(t *testing.T) {
 		fault  wechatsim.Fault
 		class  class
 		status int
-		text   string // in the message
+		text   string // in the message or, of what is not WeChat's, in the server log
 	}{
 		"busy":                  {wechatsim.Fault{Kind: "errcode", Errcode: -1}, classTransient, 502, "errcode -1"},
 		"refused credentials":   {wechatsim.Fault{Kind: "errcode", Errcode: 40125}, classCredentials, 400, "errcode 40125"},
@@ -195,7 +196,7 @@ func TestEveryFaultIsOneNamedProblemAndOneCall(t *testing.T) {
 						p := requireProblem(t, g, err)
 						require.Equal(t, c.class, p.class)
 						require.Equal(t, c.status, p.status)
-						require.Contains(t, p.message(), c.text)
+						require.Contains(t, p.message()+p.cause, c.text)
 						require.Contains(t, p.Error(), "; what to do: "+p.advice)
 						require.Len(t, sim.Calls(""), before+1, "round %d", n)
 						require.NotContains(t, p.Error(), testSecret)
@@ -205,6 +206,59 @@ func TestEveryFaultIsOneNamedProblemAndOneCall(t *testing.T) {
 					}
 				})
 			})
+		}
+	}
+}
+
+// Whoever writes accounts can have Vault's host call anything: what it is that answers
+// is for the server log.
+func TestWhateverIsNotWeChatHasOnePhrase(t *testing.T) {
+	good := `"access_token":"T","expires_in":7200`
+	for name, c := range map[string]struct {
+		status int
+		body   string
+		cause  string
+		told   string
+	}{
+		"nothing there":      {404, "no such page", "HTTP 404", ruleAnswer.meaning},
+		"a login":            {401, "who are you?", "HTTP 401", ruleAnswer.meaning},
+		"created":            {201, "{" + good + "}", "HTTP 201", ruleAnswer.meaning},
+		"moved":              {301, "", "HTTP 301: redirects are refused", ruleAnswer.meaning},
+		"a page":             {200, "<html></html>", "it is not the JSON that WeChat documents", ruleAnswer.meaning},
+		"a large page":       {200, strings.Repeat("x", maxAnswer+1), "it is larger than 65536 bytes", ruleAnswer.meaning},
+		"other JSON":         {200, `{"status":"up"}`, "it holds no access_token", ruleAnswer.meaning},
+		"a number":           {200, `{"access_token":"T","expires_in":-777001}`, "expires_in is -777001", ruleAnswer.meaning},
+		"no number":          {200, `{"access_token":"T","expires_in":"soon"}`, "expires_in is not a whole number", ruleAnswer.meaning},
+		"an errcode in text": {200, `{"errcode":"none",` + good + "}", "errcode is not a number", ruleAnswer.meaning},
+		"unavailable":        {503, "", "HTTP 503", ruleUnavailable.meaning},
+		"broken":             {500, "{" + good + "}", "HTTP 500", ruleUnavailable.meaning},
+	} {
+		t.Run(name, func(t *testing.T) {
+			overPipe(t, answering(c.status, c.body), func(t *testing.T, cl *client) {
+				g, err := cl.stableToken(t.Context(), testEndpoint(), false)
+				p := requireProblem(t, g, err)
+				require.Equal(t, c.told, p.message())
+				require.Equal(t, c.told, p.operatorMessage())
+				require.Equal(t, c.cause, p.cause)
+			})
+		})
+	}
+}
+
+// An answer may hold what an errcode should keep it from holding, and at length.
+func TestARefusalThatHoldsATokenIsNotQuoted(t *testing.T) {
+	for _, field := range secretFields {
+		for _, value := range []string{"T", strings.Repeat("0123456789abcdef", maxAnswer/16-16)} {
+			raw := fmt.Appendf(nil, `{"errcode":40001,"errmsg":"here is %.32s rid: 1-2-3","%s":"%s"}`, value, field, value)
+			require.LessOrEqual(t, len(raw), maxAnswer)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, p := parseAnswer(apiStableToken, http.StatusOK, raw, []string{testSecret})
+			runtime.ReadMemStats(&after)
+			require.Equal(t, 40001, p.errcode)
+			require.Empty(t, p.errmsg+p.rid)
+			require.False(t, p.noEffect())
+			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<20))
 		}
 	}
 }
@@ -804,13 +858,14 @@ func TestOnlyTheOtherDocumentedAnswersAreTaken(t *testing.T) {
 					p := problemOf(taken(t, with(field, bad)))
 					require.NotNil(t, p, "%s with %s", field, kind)
 					require.Equal(t, classAnswer, p.class)
-					require.Contains(t, p.detail, field)
+					require.Equal(t, ruleAnswer.meaning, p.operatorMessage())
+					require.Contains(t, p.cause, field)
 				}
 				require.NoError(t, taken(t, with(field, strings.Repeat("a", maxValue))))
 			}
 			for _, field := range fields.needed {
 				for _, missing := range []any{nil, ""} {
-					require.Contains(t, problemOf(taken(t, with(field, missing))).detail, "it holds no "+field)
+					require.Contains(t, problemOf(taken(t, with(field, missing))).cause, "it holds no "+field)
 				}
 			}
 			for _, field := range fields.optional {

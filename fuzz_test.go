@@ -42,7 +42,7 @@ func fuzzAnswers(f *testing.F, call api, read func(t *testing.T, e envelope) ([]
 		require.NotZero(t, p.status)
 		require.NotEmpty(t, p.advice)
 		require.True(t, !p.hadNoEffect || p.errcode != 0 && p.errcode != -1 || status >= 400 && status < 500)
-		for _, text := range []string{p.detail, p.rid, p.ip, p.errmsg} {
+		for _, text := range []string{p.detail, p.rid, p.ip, p.errmsg, p.cause} {
 			requireShowable(t, text)
 			require.NotContains(t, text, testSecret)
 		}

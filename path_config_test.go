@@ -232,20 +232,20 @@ var refusals = map[string]struct {
 	"quota of the minute":  {fault: &wechatsim.Fault{Kind: "errcode", Errcode: 45011}, status: 429, says: []string{"errcode 45011", "minute"}},
 	"busy":                 {fault: &wechatsim.Fault{Kind: "errcode", Errcode: -1}, status: 502, says: []string{"errcode -1", "busy"}},
 	"undocumented errcode": {fault: &wechatsim.Fault{Kind: "errcode", Errcode: 99999}, status: 502, says: []string{"errcode 99999", "not documented"}},
-	"server error":         {fault: &wechatsim.Fault{Kind: "status", Status: 503}, status: 502, says: []string{"HTTP 503"}},
-	"not found":            {fault: &wechatsim.Fault{Kind: "status", Status: 404}, status: 502, says: []string{"HTTP 404"}},
-	"redirect":             {fault: &wechatsim.Fault{Kind: "redirect"}, status: 502, says: []string{"redirects are refused"}},
+	"server error":         {fault: &wechatsim.Fault{Kind: "status", Status: 503}, status: 502, says: []string{"WeChat answered with a server error"}},
+	"not found":            {fault: &wechatsim.Fault{Kind: "status", Status: 404}, status: 502, says: []string{"not the documented one"}},
+	"redirect":             {fault: &wechatsim.Fault{Kind: "redirect"}, status: 502, says: []string{"not the documented one"}},
 	"no answer":            {fault: &wechatsim.Fault{Kind: "hang"}, status: 502, says: []string{"no answer within 5s"}},
 	"reset":                {fault: &wechatsim.Fault{Kind: "reset"}, status: 502, says: []string{"cannot be reached"}},
 	"not JSON":             {fault: &wechatsim.Fault{Kind: "notjson"}, status: 502, says: []string{"not the documented one"}},
-	"no token":             {fault: &wechatsim.Fault{Kind: "notoken"}, status: 502, says: []string{"no access_token"}},
+	"no token":             {fault: &wechatsim.Fault{Kind: "notoken"}, status: 502, says: []string{"not the documented one"}},
 	"cut off":              {fault: &wechatsim.Fault{Kind: "truncate"}, status: 502, says: []string{"cannot be reached"}},
 	"lost":                 {fault: &wechatsim.Fault{Kind: "lost"}, status: 502, says: []string{"cannot be reached"}},
-	"oversize":             {fault: &wechatsim.Fault{Kind: "oversize"}, status: 502, says: []string{"larger than 65536 bytes"}},
-	"no life":              {fault: &wechatsim.Fault{Kind: "expires_in", ExpiresIn: "0"}, status: 502, says: []string{"expires_in is 0"}},
-	"negative life":        {fault: &wechatsim.Fault{Kind: "expires_in", ExpiresIn: "-1"}, status: 502, says: []string{"expires_in is -1"}},
-	"life as a text":       {fault: &wechatsim.Fault{Kind: "expires_in", ExpiresIn: `"soon"`}, status: 502, says: []string{"not the"}},
-	"life without a value": {fault: &wechatsim.Fault{Kind: "expires_in"}, status: 502, says: []string{"expires_in is 0"}},
+	"oversize":             {fault: &wechatsim.Fault{Kind: "oversize"}, status: 502, says: []string{"not the documented one"}},
+	"no life":              {fault: &wechatsim.Fault{Kind: "expires_in", ExpiresIn: "0"}, status: 502, says: []string{"not the documented one"}},
+	"negative life":        {fault: &wechatsim.Fault{Kind: "expires_in", ExpiresIn: "-1"}, status: 502, says: []string{"not the documented one"}},
+	"life as a text":       {fault: &wechatsim.Fault{Kind: "expires_in", ExpiresIn: `"soon"`}, status: 502, says: []string{"not the documented one"}},
+	"life without a value": {fault: &wechatsim.Fault{Kind: "expires_in"}, status: 502, says: []string{"not the documented one"}},
 }
 
 func TestARefusedWriteStoresAndChangesNothing(t *testing.T) {
@@ -294,6 +294,22 @@ func TestARefusedWriteStoresAndChangesNothing(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The writer may be whoever wants to know what listens in Vault's network.
+func TestWhatWasNotWeChatIsInTheServerLogOnly(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusTeapot})
+		_, told := m.refused(logical.UpdateOperation, "config/demo", account1(nil))
+		m.ok(logical.UpdateOperation, "config/demo", account1(map[string]any{"verify": false}))
+		_, read := m.refused(logical.ReadOperation, "token/demo", nil)
+		_, forced := m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		for _, text := range []string{told, read, forced, fmt.Sprint(m.statusOf("demo"))} {
+			require.Contains(t, text, ruleAnswer.meaning)
+			require.NotContains(t, text, "418")
+		}
+		require.Equal(t, 3, strings.Count(m.logs.String(), "HTTP 418"), m.logs.String())
+	})
 }
 
 func TestARefusedWriteLeavesRememberedFailures(t *testing.T) {

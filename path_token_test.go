@@ -182,7 +182,7 @@ func TestAWarningComesOnlyWithADueTokenThatCannotBeReplaced(t *testing.T) {
 			got := warnings(age)
 			require.Len(t, got, 1, "after %s", age)
 			require.Contains(t, got[0], "valid until "+first["expire_time"].(string))
-			require.Contains(t, got[0], "HTTP 503")
+			require.Contains(t, got[0], "server error")
 			require.Contains(t, got[0], "what to do:")
 			require.NotContains(t, got[0], first["access_token"])
 		}

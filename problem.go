@@ -22,8 +22,9 @@ type problem struct {
 	rid    string
 	errmsg string
 
-	// cause is the text of the error below, scrubbed: for the server log only. To a
-	// caller it could tell what listens in Vault's network.
+	// cause is the text of the error below, scrubbed, or in what way an answer is not
+	// the documented one: for the server log only. To a caller it could tell what
+	// listens in Vault's network.
 	cause string
 
 	// hadNoEffect is set if it is certain that the call did nothing at WeChat: a

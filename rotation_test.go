@@ -211,7 +211,7 @@ func TestAForcedRefreshThatFailsShowsInTheStatus(t *testing.T) {
 		m.refused(logical.UpdateOperation, "rotate/demo", nil)
 		got := m.statusOf("demo")
 		require.Equal(t, "failing", got["state"])
-		require.Contains(t, got["last_error"].(map[string]any)["message"], "HTTP 503")
+		require.Contains(t, got["last_error"].(map[string]any)["message"], "server error")
 		m.sim.ClearFaults()
 		m.read("demo") // without waiting
 		require.Equal(t, "healthy", m.statusOf("demo")["state"])

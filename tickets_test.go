@@ -296,11 +296,11 @@ func TestAStormOfPageViewsIsNotAStormOfCalls(t *testing.T) {
 		contains string
 	}{
 		"busy":        {wechatsim.Fault{Kind: "errcode", Errcode: -1}, http.StatusBadGateway, 20, "errcode -1"},
-		"down":        {wechatsim.Fault{Kind: "status", Status: 503}, http.StatusBadGateway, 20, "HTTP 503"},
+		"down":        {wechatsim.Fault{Kind: "status", Status: 503}, http.StatusBadGateway, 20, "server error"},
 		"person":      {wechatsim.Fault{Kind: "errcode", Errcode: 61004, Errmsg: "access clientip is not registered ip 203.0.113.9"}, http.StatusBadRequest, 8, "203.0.113.9"},
 		"quota":       {wechatsim.Fault{Kind: "errcode", Errcode: 45009}, http.StatusTooManyRequests, 5, "errcode 45009"},
-		"no ticket":   {wechatsim.Fault{Kind: "notoken"}, http.StatusBadGateway, 20, "no ticket"},
-		"no JSON":     {wechatsim.Fault{Kind: "notjson"}, http.StatusBadGateway, 20, "not the JSON"},
+		"no ticket":   {wechatsim.Fault{Kind: "notoken"}, http.StatusBadGateway, 20, "not the documented one"},
+		"no JSON":     {wechatsim.Fault{Kind: "notjson"}, http.StatusBadGateway, 20, "not the documented one"},
 		"not allowed": {wechatsim.Fault{Kind: "errcode", Errcode: 48004}, http.StatusBadRequest, 8, "errcode 48004"},
 		"unknown":     {wechatsim.Fault{Kind: "errcode", Errcode: 12345}, http.StatusBadGateway, 20, "errcode 12345"},
 	} {

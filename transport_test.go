@@ -334,7 +334,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 			c, e := overTCP(t, server.URL)
 			g, err := c.stableToken(t.Context(), e, false)
 			p := requireProblem(t, g, err)
-			require.Equal(t, fmt.Sprintf("HTTP %d: redirects are refused", status), p.detail)
+			require.Equal(t, fmt.Sprintf("HTTP %d: redirects are refused", status), p.cause)
 			require.Equal(t, http.StatusBadGateway, p.status)
 			require.Empty(t, target.Calls(""))
 		})

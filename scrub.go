@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"net/url"
-	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf16"
@@ -186,21 +185,16 @@ func (l layer) unescaped() layer {
 // unescape returns what text begins with, and how long it is written.
 func unescape(text string) (plain string, length int) {
 	for _, prefix := range []string{"%", `\x`} {
-		if b, ok := hexAfter(prefix, 2, text); ok {
-			return string([]byte{byte(b)}), len(prefix) + 2
+		if b := hexAfter(prefix, text, 1); b != nil {
+			return string(b), len(prefix) + 2
 		}
 	}
-	for _, prefix := range []string{`\u`, `\U`} {
-		unit, ok := hexAfter(prefix, 4, text)
-		if !ok {
-			continue
+	if unit, length := codeUnit(text); length > 0 {
+		low, more := codeUnit(text[length:])
+		if pair := utf16.DecodeRune(unit, low); pair != unicode.ReplacementChar {
+			return string(pair), length + more
 		}
-		length = len(prefix) + 4
-		low, _ := hexAfter(prefix, 4, text[length:])
-		if pair := utf16.DecodeRune(rune(unit), rune(low)); pair != unicode.ReplacementChar {
-			return string(pair), 2 * length
-		}
-		return string(rune(unit)), length
+		return string(unit), length
 	}
 	if len(text) > 1 && text[0] == '\\' && strings.IndexByte(`"'\/`, text[1]) >= 0 {
 		return text[1:2], 2
@@ -208,15 +202,29 @@ func unescape(text string) (plain string, length int) {
 	return text[:1], 1
 }
 
-// hexAfter returns the number that text begins with, of so many hex digits after a
-// prefix.
-func hexAfter(prefix string, digits int, text string) (n uint64, ok bool) {
-	rest, ok := strings.CutPrefix(text, prefix)
-	if !ok || len(rest) < digits {
-		return 0, false
+// codeUnit returns the unit of UTF-16 that text begins with, written as in JSON, and
+// how long it is written: 0 if it is none.
+func codeUnit(text string) (unit rune, length int) {
+	for _, prefix := range []string{`\u`, `\U`} {
+		if b := hexAfter(prefix, text, 2); b != nil {
+			return rune(b[0])<<8 | rune(b[1]), len(prefix) + 4
+		}
 	}
-	n, err := strconv.ParseUint(rest[:digits], 16, 16)
-	return n, err == nil
+	return 0, 0
+}
+
+// hexAfter returns so many bytes that text begins with, in hex after a prefix, nil if
+// it does not.
+func hexAfter(prefix, text string, size int) []byte {
+	rest, ok := strings.CutPrefix(text, prefix)
+	if !ok || len(rest) < 2*size {
+		return nil
+	}
+	b, err := hex.DecodeString(rest[:2*size])
+	if err != nil {
+		return nil
+	}
+	return b
 }
 
 func truncate(text string) string {

@@ -94,6 +94,9 @@ func TestASecretIsFoundHoweverItIsWritten(t *testing.T) {
 					require.Less(t, len(text), len("before: "+redacted+" :after")+32, "%s: only the rest of the text stays", text)
 					return
 				}
+				if strings.Contains(name, "parted") {
+					require.Equal(t, "before: "+redacted+" :after", text)
+				}
 				for i := range len(written) - toldLength + 1 {
 					require.NotContains(t, text, written[i:i+toldLength])
 				}

@@ -141,7 +141,9 @@ var ownErrcodes = map[api]map[int]rule{
 	apiOAuth2: {
 		40029: {classCode, http.StatusBadRequest, backoffNone, "the code is not valid", adviceOtherCode},
 		40163: {classCode, http.StatusBadRequest, backoffNone, "the code was used before", adviceLogin},
+		40226: {classUser, http.StatusBadRequest, backoffNone, "WeChat holds this user for a risk and refuses the login", "turn the user away; there is nothing to mend"},
 		41008: {classCode, http.StatusBadRequest, backoffNone, "WeChat saw no code", "send the code from the address to which WeChat redirected the user"},
+		45011: {classUser, http.StatusTooManyRequests, backoffNone, "this user logs in more often than WeChat allows in a minute", "have the client wait a minute and log in again, with a new code"},
 	},
 	apiClearQuota: {
 		48006: {classQuota, http.StatusTooManyRequests, backoffQuota, "the ten clearings of this month are used up", "wait for the quota's own reset at midnight, or for the next month"},

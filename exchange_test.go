@@ -229,9 +229,6 @@ func TestEveryErrcodeOfALoginHasItsStatus(t *testing.T) {
 		45009: 429, 50002: 400, 12345: 502,
 	} {
 		for _, request := range []struct{ api, path, field string }{{wechatsim.APICode2Session, "code2session/demo", "js_code"}, {wechatsim.APIOAuth2, "oauth2/demo", "code"}} {
-			if request.api == wechatsim.APIOAuth2 && errcode == 40226 {
-				continue // it is of mini programs
-			}
 			t.Run(fmt.Sprintf("%s %d", request.path, errcode), func(t *testing.T) {
 				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 					m.write("demo", nil)
@@ -326,6 +323,13 @@ func TestAnAccountsFailureIsRememberedForSeconds(t *testing.T) {
 			status, _ = m.loginFails("demo", m.sim.Mint(testAppID, wechatsim.Code{Risky: true}).Code)
 			require.Equal(t, http.StatusBadRequest, status)
 			m.login("demo", m.mini())
+
+			web := func() string { return m.sim.Mint(testAppID, wechatsim.Code{API: wechatsim.APIOAuth2}).Code }
+			m.sim.Inject(wechatsim.Fault{API: wechatsim.APIOAuth2, Kind: "errcode", Errcode: 45011, Times: 1})
+			status, text = m.refused(logical.UpdateOperation, "oauth2/demo", map[string]any{"code": web()})
+			require.Equal(t, http.StatusTooManyRequests, status)
+			require.Contains(t, text, "this user logs in more often")
+			m.ok(logical.UpdateOperation, "oauth2/demo", map[string]any{"code": web()})
 		})
 	})
 }

@@ -100,6 +100,9 @@ const (
 
 var apis = []api{apiStableToken, apiCode2Session, apiOAuth2, apiClearQuota, apiTicket}
 
+// errcodeQuota is WeChat's refusal for a daily quota that is used up.
+const errcodeQuota = 45009
+
 // errcodes holds every errcode of stable_token. WeChat's errcodes are one
 // numbering for all of its calls: what another call's own table below does not
 // hold means there what it means here.

@@ -94,7 +94,7 @@ func exchange[T interface{ size() int }](
 		got, err := call(ctx, cfg.endpoint(), code)
 		x.metrics.inFlight.Dec()
 		p := problemOf(err)
-		x.report(name, a, p, x.failures.note(account, p))
+		x.report(name, a, p, x.failures.note(account, cfg, p))
 		switch {
 		case err == nil:
 			return outcome{result: got, kept: true, size: outcomeSize + got.size()}
@@ -110,10 +110,10 @@ func exchange[T interface{ size() int }](
 	return got.(T), nil
 }
 
-// clear sets the counters of the account's API calls back to zero, unless it was done
-// within clearingMemory. Where the answer was lost it may have been done, so that is
-// remembered as well.
-func (x *exchanges) clear(ctx context.Context, name string, cfg *config) error {
+// clear sets the counters of the account's API calls back to zero, unless WeChat was
+// asked for it within clearingMemory. When that was done it calls cleared, whether
+// somebody still waits for the clearing or not.
+func (x *exchanges) clear(ctx context.Context, name string, cfg *config, cleared func()) error {
 	account := digest(cfg.ID, cfg.AppID, cfg.Secret, cfg.BaseURL, cfg.ProxyURL, cfg.CAPEM)
 	_, err := x.clearings.do(ctx, account, cfg.RequestTimeout, func() error { return nil }, func(ctx context.Context) outcome {
 		err := x.client.clearQuota(ctx, cfg.endpoint())
@@ -122,10 +122,20 @@ func (x *exchanges) clear(ctx context.Context, name string, cfg *config) error {
 			x.log.Warn("the quota was not cleared", append([]any{"account", name}, p.logFields()...)...)
 		} else if err == nil {
 			x.log.Info("the quota was cleared", "account", name, "appid", cfg.AppID)
+			x.failures.quotaCleared(historyKey(cfg))
+			cleared()
 		}
-		return outcome{err: err, kept: err == nil || p != nil && !p.noEffect(), size: outcomeSize}
+		return outcome{err: err, kept: clearingStands(err), size: outcomeSize}
 	})
 	return err
+}
+
+// clearingStands reports whether what a clearing ended in is the answer for
+// clearingMemory: WeChat has cleared the quota or refused to, or may have cleared it
+// although the answer was lost.
+func clearingStands(err error) bool {
+	p := problemOf(err)
+	return err == nil || p != nil && (p.errcode != 0 || !p.noEffect())
 }
 
 // report writes what a login ended in to the server log, where it has what callers do
@@ -188,6 +198,7 @@ type failures struct {
 }
 
 type loginFailure struct {
+	appid   string    // the key of its history, see historyKey
 	problem *problem  // nil where nothing is refused, and only the log is spared
 	failing bool      // the last login failed
 	until   time.Time // how long logins are refused with problem
@@ -247,7 +258,7 @@ func (f *failures) current(account flightKey) error {
 
 // note takes note of what a call ended in, p being nil if it succeeded, and reports
 // whether the account's logins begin to fail with that.
-func (f *failures) note(account flightKey, p *problem) (begins bool) {
+func (f *failures) note(account flightKey, cfg *config, p *problem) (begins bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
@@ -263,7 +274,7 @@ func (f *failures) note(account flightKey, p *problem) (begins bool) {
 		f.all = make(map[flightKey]*loginFailure)
 	}
 	if last == nil {
-		last = &loginFailure{}
+		last = &loginFailure{appid: historyKey(cfg)}
 		f.all[account] = last
 	}
 	begins = now.Sub(last.logged) >= loginLogInterval
@@ -276,6 +287,17 @@ func (f *failures) note(account flightKey, p *problem) (begins bool) {
 		last.logged = now
 	}
 	return begins
+}
+
+// quotaCleared ends the waits for the daily quota of the accounts that have an appid.
+func (f *failures) quotaCleared(appid string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, last := range f.all {
+		if last.appid == appid && isQuota(last.problem) {
+			last.problem, last.failing = nil, false
+		}
+	}
 }
 
 // sweep drops what is over. The caller holds the lock.

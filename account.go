@@ -53,6 +53,10 @@ type account struct {
 	lock *semaphore.Weighted // held by whoever calls WeChat for it or writes its storage
 	gone bool                // guarded by lock: no longer in the registry
 
+	// quotaCleared is set, without lock, while a wait for the daily quota is to end:
+	// whoever releases the lock sees to that.
+	quotaCleared atomic.Bool
+
 	// needsLoad is set while there is no state although the account is, or may be,
 	// configured: the background loads it again. Guarded by lock.
 	needsLoad bool
@@ -343,6 +347,22 @@ func (a *account) retryTickets(failed func(*problem) bool) {
 			t.state.CompareAndSwap(ts, ts.retried(now)) {
 			a.schedule.set(t, now)
 		}
+	}
+}
+
+// endQuotaWait ends the account's wait if its quota was cleared. The caller holds the
+// lock.
+func (a *account) endQuotaWait() {
+	if !a.quotaCleared.Swap(false) {
+		return
+	}
+	if st := a.state.Load(); st != nil && st.failure != nil && isQuota(st.failure.problem) {
+		next := *st
+		next.failure = nil
+		a.setState(&next)
+	}
+	if r := a.revocation.Load(); r != nil && r.quota {
+		r.retryNow()
 	}
 }
 

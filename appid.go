@@ -342,6 +342,9 @@ func (ap *appid) others(name string) []string {
 	return others
 }
 
+// names returns the names of all members, sorted.
+func (ap *appid) names() []string { return ap.others(sweeper) }
+
 // wakeAll has the background look at every member. The caller holds ap.mu.
 func (ap *appid) wakeAll() {
 	for _, m := range ap.members {

@@ -100,6 +100,9 @@ const (
 
 var apis = []api{apiStableToken, apiCode2Session, apiOAuth2, apiClearQuota, apiTicket}
 
+// errcodeQuota is WeChat's refusal for a daily quota that is used up.
+const errcodeQuota = 45009
+
 // errcodes holds every errcode of stable_token. WeChat's errcodes are one
 // numbering for all of its calls: what another call's own table below does not
 // hold means there what it means here.
@@ -141,7 +144,9 @@ var ownErrcodes = map[api]map[int]rule{
 	apiOAuth2: {
 		40029: {classCode, http.StatusBadRequest, backoffNone, "the code is not valid", adviceOtherCode},
 		40163: {classCode, http.StatusBadRequest, backoffNone, "the code was used before", adviceLogin},
+		40226: {classUser, http.StatusBadRequest, backoffNone, "WeChat holds this user for a risk and refuses the login", "turn the user away; there is nothing to mend"},
 		41008: {classCode, http.StatusBadRequest, backoffNone, "WeChat saw no code", "send the code from the address to which WeChat redirected the user"},
+		45011: {classUser, http.StatusTooManyRequests, backoffNone, "this user logs in more often than WeChat allows in a minute", "have the client wait a minute and log in again, with a new code"},
 	},
 	apiClearQuota: {
 		48006: {classQuota, http.StatusTooManyRequests, backoffQuota, "the ten clearings of this month are used up", "wait for the quota's own reset at midnight, or for the next month"},

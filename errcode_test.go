@@ -64,7 +64,7 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 	)
 	own := map[api]map[int]want{
 		apiCode2Session: {40029: code, 40163: code, 41008: code, 40226: user, 45011: often},
-		apiOAuth2:       {40029: code, 40163: code, 41008: code},
+		apiOAuth2:       {40029: code, 40163: code, 41008: code, 40226: user, 45011: often},
 		apiClearQuota:   {48006: spent},
 		apiTicket:       {40001: tokens, 40014: tokens, 42001: tokens, 45009: spent, 48001: account},
 	}

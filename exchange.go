@@ -94,7 +94,7 @@ func exchange[T interface{ size() int }](
 		got, err := call(ctx, cfg.endpoint(), code)
 		x.metrics.inFlight.Dec()
 		p := problemOf(err)
-		x.report(name, a, p, x.failures.note(account, p))
+		x.report(name, a, p, x.failures.note(account, cfg, p))
 		switch {
 		case err == nil:
 			return outcome{result: got, kept: true, size: outcomeSize + got.size()}
@@ -110,10 +110,10 @@ func exchange[T interface{ size() int }](
 	return got.(T), nil
 }
 
-// clear sets the counters of the account's API calls back to zero, unless it was done
-// within clearingMemory. Where the answer was lost it may have been done, so that is
-// remembered as well.
-func (x *exchanges) clear(ctx context.Context, name string, cfg *config) error {
+// clear sets the counters of the account's API calls back to zero, unless WeChat was
+// asked for it within clearingMemory. When that was done it calls cleared, whether
+// somebody still waits for the clearing or not.
+func (x *exchanges) clear(ctx context.Context, name string, cfg *config, cleared func()) error {
 	account := digest(cfg.ID, cfg.AppID, cfg.Secret, cfg.BaseURL, cfg.ProxyURL, cfg.CAPEM)
 	_, err := x.clearings.do(ctx, account, cfg.RequestTimeout, func() error { return nil }, func(ctx context.Context) outcome {
 		err := x.client.clearQuota(ctx, cfg.endpoint())
@@ -122,10 +122,20 @@ func (x *exchanges) clear(ctx context.Context, name string, cfg *config) error {
 			x.log.Warn("the quota was not cleared", append([]any{"account", name}, p.logFields()...)...)
 		} else if err == nil {
 			x.log.Info("the quota was cleared", "account", name, "appid", cfg.AppID)
+			x.failures.quotaCleared(historyKey(cfg))
+			cleared()
 		}
-		return outcome{err: err, kept: err == nil || p != nil && !p.noEffect(), size: outcomeSize}
+		return outcome{err: err, kept: clearingStands(err), size: outcomeSize}
 	})
 	return err
+}
+
+// clearingStands reports whether what a clearing ended in is the answer for
+// clearingMemory: WeChat has cleared the quota or refused to, or may have cleared it
+// although the answer was lost.
+func clearingStands(err error) bool {
+	p := problemOf(err)
+	return err == nil || p != nil && (p.errcode != 0 || !p.noEffect())
 }
 
 // report writes what a login ended in to the server log, where it has what callers do
@@ -155,21 +165,27 @@ func digest(texts ...string) flightKey {
 }
 
 // memoryOf is how long all logins of an account are answered with this problem, zero
-// if it says nothing of the next one. That is so for what is of one code or user, for
-// what nobody documents, and for an answer that was lost: the code may still be good,
-// or WeChat well again.
+// if it says nothing of the next one. That is so for what is of one code or user, and
+// for an errcode that nobody documents.
 func memoryOf(p *problem) time.Duration {
 	switch p.class {
 	case classCredentials, classAdmission, classHuman, classAccount, classQuota, classBug:
 		return personMemory
 	case classTransient:
 		return transientMemory
-	case classUnreachable:
-		if p.noEffect() { // nothing of it was sent
+	case classUnreachable, classAnswer:
+		if p.errcode == 0 {
 			return transientMemory
 		}
 	}
 	return 0
+}
+
+// mayBeAlone reports whether p says something of the next login only if the one before
+// failed, too: an answer that was lost, or is not WeChat's. The code may still be good,
+// and the next attempt get through.
+func mayBeAlone(p *problem) bool {
+	return p.class == classAnswer || p.class == classUnreachable && !p.noEffect()
 }
 
 // failures remembers of which accounts the logins fail whatever the code, so that a
@@ -182,32 +198,52 @@ type failures struct {
 }
 
 type loginFailure struct {
-	problem *problem // nil where nothing is refused, and only the log is spared
-	until   time.Time
+	appid   string    // the key of its history, see historyKey
+	problem *problem  // nil where nothing is refused, and only the log is spared
+	failing bool      // the last login failed
+	until   time.Time // how long logins are refused with problem
+	at      time.Time // when a login failed last
 	logged  time.Time
 }
 
-// loginLogInterval is how often the same failure of an account's logins is logged.
-const loginLogInterval = time.Minute
+const (
+	// failureAge is how long a failure is known that no login has met again. As long
+	// as it is, a burst of logins is not a burst of calls.
+	failureAge = time.Minute
+
+	// loginLogInterval is how often the same failure of an account's logins is
+	// logged. It is no longer than failureAge.
+	loginLogInterval = time.Minute
+)
+
+// over reports whether it is known no longer.
+func (l *loginFailure) over(now time.Time) bool { return now.Sub(l.at) > failureAge }
+
+// known returns the failure of an account's logins, nil if there was none or it is
+// over. The caller holds the lock.
+func (f *failures) known(account flightKey, now time.Time) *loginFailure {
+	if last := f.all[account]; last != nil && !last.over(now) {
+		return last
+	}
+	return nil
+}
 
 // admit says whether a login may be made. When a failure has been remembered for long
 // enough, one login tries whether it is mended, and the others are refused until it
-// has told.
+// has told, or is late to.
 func (f *failures) admit(account flightKey) (probing bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	last := f.all[account]
-	if last == nil || last.problem == nil {
+	now := time.Now()
+	last := f.known(account, now)
+	switch {
+	case last == nil || last.problem == nil:
 		return false, nil
-	}
-	switch now, memory := time.Now(), memoryOf(last.problem); {
 	case now.Before(last.until):
 		return false, last.problem
-	case now.Sub(last.until) < memory:
-		last.until = now.Add(memory)
-		return true, nil
 	}
-	return false, nil // there is no storm
+	last.until = now.Add(memoryOf(last.problem))
+	return true, nil
 }
 
 // current returns the failure that the account's logins are answered with now.
@@ -222,43 +258,56 @@ func (f *failures) current(account flightKey) error {
 
 // note takes note of what a call ended in, p being nil if it succeeded, and reports
 // whether the account's logins begin to fail with that.
-func (f *failures) note(account flightKey, p *problem) (begins bool) {
+func (f *failures) note(account flightKey, cfg *config, p *problem) (begins bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
 	f.sweep(now)
-	last := f.all[account]
+	last := f.known(account, now)
 	if p == nil || p.class == classCode || p.class == classUser {
-		delete(f.all, account) // WeChat accepts the account
+		if last != nil { // WeChat accepts the account: what stays is when it was logged
+			last.problem, last.failing = nil, false
+		}
 		return false
 	}
 	if f.all == nil {
 		f.all = make(map[flightKey]*loginFailure)
 	}
 	if last == nil {
-		last = &loginFailure{}
+		last = &loginFailure{appid: historyKey(cfg)}
 		f.all[account] = last
 	}
 	begins = now.Sub(last.logged) >= loginLogInterval
-	if memory := memoryOf(p); memory > 0 {
+	if memory := memoryOf(p); memory > 0 && (last.failing || !mayBeAlone(p)) {
 		begins = begins || last.problem != nil && last.problem.errcode != p.errcode
 		last.problem, last.until = p, now.Add(memory)
 	}
+	last.failing, last.at = true, now
 	if begins {
 		last.logged = now
 	}
 	return begins
 }
 
-// sweep drops what was noted of accounts that nobody has asked for since. The caller
-// holds the lock.
+// quotaCleared ends the waits for the daily quota of the accounts that have an appid.
+func (f *failures) quotaCleared(appid string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, last := range f.all {
+		if last.appid == appid && isQuota(last.problem) {
+			last.problem, last.failing = nil, false
+		}
+	}
+}
+
+// sweep drops what is over. The caller holds the lock.
 func (f *failures) sweep(now time.Time) {
-	if now.Sub(f.swept) < loginLogInterval {
+	if now.Sub(f.swept) < failureAge {
 		return
 	}
 	f.swept = now
 	for account, last := range f.all {
-		if now.Sub(last.logged) > loginLogInterval && !now.Before(last.until) {
+		if last.over(now) {
 			delete(f.all, account)
 		}
 	}

@@ -229,9 +229,6 @@ func TestEveryErrcodeOfALoginHasItsStatus(t *testing.T) {
 		45009: 429, 50002: 400, 12345: 502,
 	} {
 		for _, request := range []struct{ api, path, field string }{{wechatsim.APICode2Session, "code2session/demo", "js_code"}, {wechatsim.APIOAuth2, "oauth2/demo", "code"}} {
-			if request.api == wechatsim.APIOAuth2 && errcode == 40226 {
-				continue // it is of mini programs
-			}
 			t.Run(fmt.Sprintf("%s %d", request.path, errcode), func(t *testing.T) {
 				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 					m.write("demo", nil)
@@ -326,7 +323,110 @@ func TestAnAccountsFailureIsRememberedForSeconds(t *testing.T) {
 			status, _ = m.loginFails("demo", m.sim.Mint(testAppID, wechatsim.Code{Risky: true}).Code)
 			require.Equal(t, http.StatusBadRequest, status)
 			m.login("demo", m.mini())
+
+			web := func() string { return m.sim.Mint(testAppID, wechatsim.Code{API: wechatsim.APIOAuth2}).Code }
+			m.sim.Inject(wechatsim.Fault{API: wechatsim.APIOAuth2, Kind: "errcode", Errcode: 45011, Times: 1})
+			status, text = m.refused(logical.UpdateOperation, "oauth2/demo", map[string]any{"code": web()})
+			require.Equal(t, http.StatusTooManyRequests, status)
+			require.Contains(t, text, "this user logs in more often")
+			m.ok(logical.UpdateOperation, "oauth2/demo", map[string]any{"code": web()})
 		})
+	})
+}
+
+// One lost answer says nothing of the next login; two in a row do.
+func TestAnswersThatAreNotWeChatsAreNoStorm(t *testing.T) {
+	for name, fault := range map[string]wechatsim.Fault{
+		"forbidden": {Kind: "status", Status: 403},
+		"redirect":  {Kind: "redirect"},
+		"a page":    {Kind: "notjson"},
+		"reset":     {Kind: "reset"},
+		"hang":      {Kind: "hang", Hang: 100 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				fault.API = wechatsim.APICode2Session
+				m.sim.Inject(fault)
+				for range 100 {
+					m.loginFails("demo", m.mini())
+				}
+				require.Equal(t, 2, m.logins())
+				for n := range 3 {
+					time.Sleep(transientMemory)
+					m.loginFails("demo", m.mini())
+					m.loginFails("demo", m.mini())
+					require.Equal(t, 3+n, m.logins(), "one finds out whether it is mended")
+				}
+				m.sim.ClearFaults()
+				time.Sleep(transientMemory)
+				m.login("demo", m.mini())
+				m.login("demo", m.mini())
+
+				// Between logins that succeed each is the first again.
+				fault.Times = 1
+				before := m.logins()
+				for range 10 {
+					m.sim.Inject(fault)
+					m.loginFails("demo", m.mini())
+					m.login("demo", m.mini())
+				}
+				require.Equal(t, before+20, m.logins())
+			})
+		})
+	}
+}
+
+func TestABurstOfLoginsAfterAPauseIsNoBurstOfCalls(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"secret": "wrong-secret", "verify": false})
+		m.sim.SetLatency(100 * time.Millisecond)
+		m.loginFails("demo", m.mini())
+		for _, pause := range []time.Duration{personMemory, 11 * time.Second, failureAge, 11 * time.Second} {
+			time.Sleep(pause)
+			before := m.logins()
+			var all sync.WaitGroup
+			for range 1000 {
+				all.Go(func() { m.loginFails("demo", m.mini()) })
+			}
+			all.Wait()
+			require.Equal(t, before+1, m.logins(), "after %s", pause)
+		}
+	})
+}
+
+// Who logs in hours after a failure is not told of it while another finds out.
+func TestAFailureOfLongAgoRefusesNobody(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 40164, Times: 1})
+		m.loginFails("demo", m.mini())
+		time.Sleep(time.Hour)
+		m.sim.SetLatency(100 * time.Millisecond)
+		var all sync.WaitGroup
+		for range 100 {
+			all.Go(func() { m.login("demo", m.mini()) })
+		}
+		all.Wait()
+	})
+}
+
+func TestLoginsThatFailNowAndThenAreLoggedOnceAMinute(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		for range 2 {
+			for range 50 {
+				m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: -1, Times: 1})
+				m.loginFails("demo", m.mini())
+				time.Sleep(transientMemory)
+				m.login("demo", m.mini())
+			}
+			time.Sleep(10 * time.Second)
+		}
+		require.Equal(t, 2, strings.Count(m.logs.String(), "WeChat was asked for a login in vain"))
+		time.Sleep(2 * failureAge)
+		m.login("demo", m.mini())
+		require.Empty(t, m.exchanges.failures.all, "nothing is left of it")
 	})
 }
 

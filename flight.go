@@ -124,9 +124,17 @@ func (f *flights) do(ctx context.Context, key flightKey, patience time.Duration,
 	defer f.mu.Unlock()
 	if this.waiting--; this.waiting == 0 && !this.sent {
 		this.giveUp()
-		delete(f.inAir, key) // who comes now gets a flight of its own
+		f.land(key, this) // who comes now gets a flight of its own
 	}
 	return nil, ctx.Err()
+}
+
+// land takes a flight out of the air, unless it has ended already: then the key may be
+// of the next one. The caller holds the lock.
+func (f *flights) land(key flightKey, this *flight) {
+	if f.inAir[key] == this {
+		delete(f.inAir, key)
+	}
 }
 
 // fly takes a flight to its end. waiting ends when nobody waits for it.
@@ -145,9 +153,7 @@ func (f *flights) fly(waiting context.Context, key flightKey, this *flight, pati
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.inAir[key] == this {
-		delete(f.inAir, key)
-	}
+	f.land(key, this)
 	if got.kept {
 		f.remember(key, got)
 	}

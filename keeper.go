@@ -95,7 +95,9 @@ func (k *keeper) tryAcquire(name string) *account {
 // forgets it if it is not configured: asking for names that are not there
 // leaves nothing behind.
 func (k *keeper) release(a *account) {
+	defer k.heed(a) // its quota may be cleared up to the last moment
 	defer a.lock.Release(1)
+	a.endQuotaWait()
 	now := wallClock()
 	switch st := a.current(); {
 	case a.gone:
@@ -125,6 +127,14 @@ func (k *keeper) release(a *account) {
 		a.gone = true
 		k.schedule.set(a, time.Time{})
 		k.forgetAccount(a)
+	}
+}
+
+// heed ends the account's wait if its quota was cleared and nobody holds its lock: who
+// does heeds it on release.
+func (k *keeper) heed(a *account) {
+	if a.quotaCleared.Load() && a.lock.TryAcquire(1) {
+		k.release(a)
 	}
 }
 

@@ -39,14 +39,16 @@ func (b *backend) clearQuota(ctx context.Context, req *logical.Request, data *fr
 	if cfg == nil {
 		return unknownAccount(req, name), nil
 	}
-	if err := b.exchanges.clear(ctx, name, cfg); err != nil {
-		words := "the quota of account %q was not cleared"
+	if err := b.exchanges.clear(ctx, name, cfg, func() { b.keeper.quotaCleared(cfg) }); err != nil {
+		words := fmt.Sprintf("the quota of account %q was not cleared", name)
 		if p := problemOf(err); p != nil && !p.noEffect() {
-			words = "whether the quota of account %q was cleared is not known, and asking again within a minute gives this answer"
+			words = fmt.Sprintf("whether the quota of account %q was cleared is not known", name)
 		}
-		return operatorResponse(fmt.Sprintf(words, name), withoutRetryPromise(err))
+		if clearingStands(err) {
+			words += ", and asking again within a minute gives this answer"
+		}
+		return operatorResponse(words, withoutRetryPromise(err))
 	}
-	b.keeper.quotaCleared(ctx, req.Storage, name)
 	if namesUnknown(data) {
 		return &logical.Response{}, nil // the framework adds a warning that names the unknown fields
 	}
@@ -60,6 +62,7 @@ this account's API calls go back to zero, for whoever makes them.
     $ vault write -force wechat/clear-quota/myapp
 
 WeChat allows this ten times in a month, by its own count. Asked again within a minute
-the engine answers from memory, so that a client's retries cost none of the ten. If
-the engine waits because the daily quota was used up (45009), it asks again at once.
+the engine answers from memory, a refusal too, so that a client's retries cost none of
+the ten. If the engine waits because the daily quota was used up (45009), it asks again
+at once.
 `

@@ -40,6 +40,9 @@ type problem struct {
 // The nil problem is a call that succeeded.
 func (p *problem) noEffect() bool { return p != nil && p.hadNoEffect }
 
+// isQuota reports whether p, which may be nil, is that the daily quota is used up.
+func isQuota(p *problem) bool { return p != nil && p.errcode == errcodeQuota }
+
 // withoutRetryPromise returns err as it is told to somebody whose request the engine does not
 // repeat by itself.
 func withoutRetryPromise(err error) error {

@@ -1,37 +1,19 @@
 package wechat
 
-import (
-	"context"
-
-	"github.com/hashicorp/vault/sdk/logical"
-)
-
-// errcodeQuota is WeChat's refusal for a daily quota that is used up.
-const errcodeQuota = 45009
-
-// quotaCleared ends the wait of an account, and of the others with its appid, and of
-// their tickets, for the daily quota: the counters at WeChat went back to zero. It is
-// called after that succeeded, and what cannot be told is tried again by itself in
-// minutes.
-func (k *keeper) quotaCleared(ctx context.Context, s logical.Storage, name string) {
-	ctx, cancel := detached(ctx)
-	defer cancel()
-	names := []string{name}
-	if st, err := k.stateOf(ctx, s, name); err == nil && st != nil {
-		names = append(names, st.appid.others(name)...)
+// quotaCleared ends the wait for the daily quota of all accounts that have the appid of
+// this configuration, and of their tickets and revocations: the counters at WeChat went
+// back to zero. It waits for nobody: whoever holds the lock of one of them, for a call
+// that may take long, ends that one's wait when it lets go.
+func (k *keeper) quotaCleared(cfg *config) {
+	ap := k.appids.find(historyKey(cfg))
+	if ap == nil {
+		return // of an account that is not in memory no wait is known
 	}
-	for _, of := range names {
-		a, st, err := k.acquireLoaded(ctx, s, of)
-		if err != nil {
-			k.log.Warn("a wait for the quota goes on, though it was cleared", "account", of, "error", err)
-			continue
+	for _, name := range ap.names() {
+		if a := k.lookup(name); a != nil {
+			a.retryTickets(isQuota)
+			a.quotaCleared.Store(true)
+			k.heed(a)
 		}
-		if st != nil && st.failure != nil && st.failure.errcode == errcodeQuota {
-			next := *st
-			next.failure = nil
-			a.setState(&next)
-		}
-		a.retryTickets(func(p *problem) bool { return p.errcode == errcodeQuota })
-		k.release(a)
 	}
 }

@@ -40,6 +40,7 @@ type revocation struct {
 	next     time.Time // no attempt before this
 	giveUp   time.Time // no attempt after this, by the clock that nobody can set
 	failures int
+	quota    bool // the last failure was that the daily quota is used up
 }
 
 // announce writes r into the write-ahead log.
@@ -69,16 +70,17 @@ func (r *revocation) keepDistance() {
 	}
 }
 
-// retry sets the next attempt.
-func (r *revocation) retry(b backoff) {
+// retry sets the next attempt after one that ended in err, which may be nil.
+func (r *revocation) retry(b backoff, err error) {
 	r.failures++
+	r.quota = isQuota(problemOf(err))
 	r.next = wallClock().Add(b.after(r.failures))
 }
 
 // retryNow ends the wait for what a person has mended, but not the one between two
 // forced calls.
 func (r *revocation) retryNow() {
-	r.next, r.failures = wallClock(), 0
+	r.next, r.failures, r.quota = wallClock(), 0, false
 	if second := r.Requested.Add(forcedSpacing); r.next.Before(second) && !r.next.Before(r.Requested) {
 		r.next = second
 	}

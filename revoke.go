@@ -96,7 +96,7 @@ func (a *account) revoke(s logical.Storage, st *state, r *revocation) {
 		return
 	}
 	if st, err = a.confirm(ctx, s, st); err != nil {
-		r.retry(backoffRevocation)
+		r.retry(backoffRevocation, err)
 		return
 	}
 	if st.forced() < r.Target {
@@ -107,10 +107,10 @@ func (a *account) revoke(s logical.Storage, st *state, r *revocation) {
 			return
 		case err != nil:
 			a.log.Warn("a revocation waits for its forced refresh", "account", a.name, "appid", cfg.AppID, "error", err)
-			r.retry(backoffRevocation)
+			r.retry(backoffRevocation, err)
 			return
 		case done.same:
-			r.retry(backoffSame)
+			r.retry(backoffSame, nil)
 			return
 		case done.state.forced() < r.Target: // the first of the two was never made
 			r.next = wallClock().Add(forcedSpacing)

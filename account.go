@@ -70,6 +70,10 @@ type account struct {
 	// Guarded by lock.
 	last *state
 
+	// overtaken is when a normal call last came to nothing because of a forced call of
+	// another name, by the clock that nobody can set. Guarded by lock.
+	overtaken time.Time
+
 	// joined is the appid of which the account is a member. Guarded by lock.
 	joined *appid
 
@@ -99,17 +103,19 @@ func newAccount(c *common, name string) *account {
 // place and errand make an account a sleeper.
 func (a *account) place() *place { return &a.at }
 
-func (a *account) errand() (kind lane, host string) {
+func (a *account) errand() errand {
 	st := a.state.Load()
-	switch r := a.revocation.Load(); {
-	case st == nil:
-		return fastLane, ""
-	case r != nil:
-		return revokeLane, st.host
-	case st.took >= slowCall:
-		return slowLane, st.host
+	if st == nil {
+		return errand{kind: fastLane, level: levelOf(a.name)}
 	}
-	return fastLane, st.host
+	kind, slow := fastLane, slowLane
+	if a.revocation.Load() != nil {
+		kind, slow = revokeLane, slowRevokeLane
+	}
+	if st.took >= slowCall {
+		kind = slow
+	}
+	return errand{kind: kind, level: levelOf(a.name), host: st.host}
 }
 
 // wake has the background look at the account now.
@@ -393,8 +399,7 @@ func (a *account) configOf(ctx context.Context, s logical.Storage, st *state) (*
 }
 
 // detached detaches ctx from the request: what was begun with WeChat is finished
-// even if the caller goes away. Before its own call it may wait for a forced one,
-// ask once more, and use storage.
+// even if the caller goes away. It may ask more than once, and use storage.
 func detached(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), 2*storageTimeout+4*maxRequestTimeout)
 }

@@ -77,13 +77,18 @@ func (cfg *config) endpoint() endpoint {
 	}
 }
 
-// host is where the calls of the account go, for those who share the way there.
+// host is where the calls of the account go first, to its proxy or its upstream: those
+// who share it are slow together. Ports do not tell hosts apart.
 func (cfg *config) host() string {
-	u, err := url.Parse(cfg.BaseURL)
-	if err != nil {
-		return cfg.BaseURL
+	way := cfg.BaseURL
+	if cfg.ProxyURL != "" {
+		way = cfg.ProxyURL
 	}
-	return u.Host
+	u, err := url.Parse(way)
+	if err != nil {
+		return ""
+	}
+	return strings.ToLower(u.Hostname())
 }
 
 // update returns the account with the fields that data names changed, cfg

@@ -540,8 +540,8 @@ func TestAStoppedScheduleWorksOffNothing(t *testing.T) {
 // napper is a sleeper of one host.
 type napper struct{ at place }
 
-func (n *napper) place() *place          { return &n.at }
-func (n *napper) errand() (lane, string) { return fastLane, "one.example.com" }
+func (n *napper) place() *place  { return &n.at }
+func (n *napper) errand() errand { return errand{kind: fastLane, host: "one.example.com"} }
 
 func TestAFailureOfAnAttemptBegunBeforeTheDueTimeDelaysNothing(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {

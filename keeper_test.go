@@ -145,7 +145,7 @@ func TestTokensDueDuringADownTimeAreReplacedAfterIt(t *testing.T) {
 		time.Sleep(startHoldOff + time.Second)
 		synctest.Wait()
 		require.Equal(t, calls+200, m.calls(), "one call for each token that was due")
-		require.LessOrEqual(t, m.sim.MaxInFlight(""), laneLimits[fastLane].perHost)
+		require.LessOrEqual(t, m.sim.MaxInFlight(""), share(laneWorkers[fastLane]))
 		require.Greater(t, m.sim.MaxInFlight(""), 1)
 	})
 }

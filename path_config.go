@@ -187,10 +187,9 @@ func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name 
 		resp.AddWarning("Not all accounts of this mount are loaded yet, so others with the same appid may not be told of.")
 	}
 	twins := ap.others(name)
-	level := name[:strings.LastIndex(name, "/")+1]
 	var near []string
 	for _, twin := range twins {
-		if strings.LastIndex(twin, "/")+1 == len(level) && strings.HasPrefix(twin, level) {
+		if levelOf(twin) == levelOf(name) {
 			near = append(near, twin)
 		}
 	}

@@ -610,7 +610,7 @@ func TestAccountsThatWaitForAWorkerAreShown(t *testing.T) {
 		time.Sleep(startHoldOff)
 		synctest.Wait()
 		got := m.measured()
-		require.Equal(t, float64(100-laneLimits[fastLane].perHost), got["wechat_accounts_due"])
+		require.Equal(t, float64(100-share(laneWorkers[fastLane])), got["wechat_accounts_due"])
 		first := got["wechat_accounts_due_lag_seconds"]
 		time.Sleep(2 * time.Second)
 		synctest.Wait()

@@ -260,7 +260,7 @@ func TestScaleAllTokensDueAtOnce(t *testing.T) {
 		time.Sleep(latency)
 		synctest.Wait()
 		t.Logf("%d tokens replaced %s after the mount, at most %d calls at a time", f, time.Since(begin), m.sim.MaxInFlight(""))
-		require.LessOrEqual(t, m.sim.MaxInFlight(""), laneLimits[fastLane].perHost+1, "the background's and the reader's")
+		require.LessOrEqual(t, m.sim.MaxInFlight(""), share(laneWorkers[fastLane])+1, "the background's and the reader's")
 		time.Sleep(time.Minute)
 		for appID, n := range f.calls(m) {
 			require.Equal(t, 1, n, "calls for %s", appID)
@@ -331,10 +331,10 @@ func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
 				}
 				arrivals := m.sim.Calls("")
 				t.Logf("%d accounts: %d calls in %s, at most %d for one account", f, len(arrivals), outage, most)
-				tried := laneLimits[fastLane].perHost * int((outage-startHoldOff)/c.attempt)
+				tried := share(laneWorkers[fastLane]) * int((outage-startHoldOff)/c.attempt)
 				require.GreaterOrEqual(t, len(calls), min(int(f), tried), "accounts were not tried")
 				require.LessOrEqual(t, most, c.backoff.attempts(outage))
-				lanes := laneLimits[fastLane].perHost + laneLimits[slowLane].perHost + 1 // the background's and the reader's
+				lanes := share(laneWorkers[fastLane]) + share(laneWorkers[slowLane]) + 1 // the background's and the reader's
 				for i := lanes; i < len(arrivals); i++ {
 					between := arrivals[i].Time.Sub(arrivals[i-lanes].Time)
 					require.GreaterOrEqual(t, between, c.attempt, "more than %d calls at a time", lanes)
@@ -342,7 +342,7 @@ func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
 
 				// When it is over each account is asked for once more.
 				m.sim.ClearFaults()
-				over := c.backoff.most + c.attempt + latency*time.Duration(f)/time.Duration(laneLimits[slowLane].perHost)
+				over := c.backoff.most + c.attempt + latency*time.Duration(f)/time.Duration(share(laneWorkers[slowLane]))
 				time.Sleep(over)
 				synctest.Wait()
 				for appID, n := range f.calls(m) {

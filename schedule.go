@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"container/heap"
+	"strings"
 	"sync"
 	"time"
 )
@@ -11,23 +12,31 @@ import (
 type lane int
 
 const (
-	fastLane   lane = iota // what is over in a moment
-	slowLane               // what took slowCall or longer the last time, whatever came of it
-	revokeLane             // revocations
-	ticketLane             // tickets: WeChat may answer for tokens and hang at these
+	fastLane       lane = iota // what is over in a moment
+	slowLane                   // what took slowCall or longer the last time, whatever came of it
+	revokeLane                 // revocations
+	slowRevokeLane             // those of accounts that took slowCall or longer the last time
+	ticketLane                 // tickets: WeChat may answer for tokens and hang at these
 	lanes
 )
 
 // slowCall is how long a call takes at least that is slow.
 const slowCall = time.Second
 
-// laneLimits says how many workers a lane has at most, and how many of them work for
-// one upstream host: whose server is slow must not be able to occupy them all.
-var laneLimits = [lanes]struct{ workers, perHost int }{
-	fastLane:   {64, 48},
-	slowLane:   {32, 24},
-	revokeLane: {16, 12},
-	ticketLane: {32, 24},
+// laneWorkers is how many workers a lane has at most. Where calls are slow they do
+// little but wait, and there are more of them.
+var laneWorkers = [lanes]int{fastLane: 64, slowLane: 256, revokeLane: 64, slowRevokeLane: 256, ticketLane: 128}
+
+// share is how many of so many workers at most work for one upstream host, for the
+// accounts of one level of names and all below it, and of these for one level further
+// down: whoever is slow, on however many hosts, must not be able to occupy them all.
+func share(workers int) int { return max(1, workers*3/4) }
+
+// errand is what is due for a sleeper.
+type errand struct {
+	kind  lane
+	level string // of names, as levelOf gives it
+	host  string // the upstream that it is done with
 }
 
 // sleeper is what a schedule wakes.
@@ -35,15 +44,16 @@ type sleeper interface {
 	// place returns its place in the schedule, which is nobody else's to touch.
 	place() *place
 
-	// errand returns what kind of work is due for it, and the upstream host that it
-	// is done with. It is called with the schedule's lock held, and must not wait.
-	errand() (kind lane, host string)
+	// errand returns what is due for it. It is called with the schedule's lock held,
+	// and must not wait.
+	errand() errand
 }
 
 // place is a sleeper's place in a schedule.
 type place struct {
 	at    time.Time
-	index int // in the queue, from 1; 0 is not in it
+	index int         // in the queue, from 1; 0 is not in it
+	waits [lanes]bool // for a worker of these
 }
 
 // schedule wakes sleepers when they are due. It costs one timer while nothing is:
@@ -127,19 +137,28 @@ func (s *schedule) fire() {
 	now := wallClock()
 	for len(s.waking) > 0 && !s.waking[0].place().at.After(now) {
 		t := heap.Pop(&s.waking).(sleeper)
-		kind, host := t.errand()
+		e := t.errand()
 		if s.late == nil {
 			s.late = make(map[sleeper]time.Time)
 		}
 		if _, waits := s.late[t]; !waits {
 			s.late[t] = t.place().at
 		}
-		if c := &s.crews[kind]; c.join(t, host, laneLimits[kind].perHost) && c.running < laneLimits[kind].workers {
-			c.running++
-			s.busy.Go(func() { s.drain(kind) })
+		if p := t.place(); !p.waits[e.kind] {
+			p.waits[e.kind] = true
+			s.crews[e.kind].join(t, e)
 		}
+		s.hire(e.kind)
 	}
 	s.arm()
+}
+
+// hire adds a worker to a lane if there is work for one. The caller holds mu.
+func (s *schedule) hire(kind lane) {
+	if c := &s.crews[kind]; c.top != nil && len(c.top.turns) > 0 && c.running < laneWorkers[kind] {
+		c.running++
+		s.busy.Go(func() { s.drain(kind) })
+	}
 }
 
 // drain works off a lane until nothing in it can be worked on.
@@ -147,18 +166,20 @@ func (s *schedule) drain(kind lane) {
 	for {
 		s.mu.Lock()
 		c := &s.crews[kind]
-		t, q := c.next(laneLimits[kind].perHost)
+		t, q := c.next()
 		if t == nil {
 			c.running = max(0, c.running-1) // stop has set it to zero
 			s.mu.Unlock()
 			return
 		}
+		t.place().waits[kind] = false
 		delete(s.late, t)
+		s.hire(kind) // a place that became free on a level and with a host may do for two
 		s.mu.Unlock()
 		s.work(t)
 		s.mu.Lock()
 		if !s.stopped { // then the crews are gone, and what still waits is left alone
-			c.done(q, laneLimits[kind].perHost)
+			c.done(q)
 		}
 		s.mu.Unlock()
 	}
@@ -177,70 +198,170 @@ func (s *schedule) waiting() (n int, since time.Time) {
 	return n, since
 }
 
-// crew is the workers of a lane with what waits for them. The hosts take turns, so
-// that one with much to do does not keep the others waiting. A crew is guarded by
-// the schedule's lock.
+// crew is the workers of a lane with what waits for them, by levels of names and, on
+// each level, by hosts. All that is on a level takes turns, so that one with much to do
+// does not keep the others waiting, and has a share of the places at most. A crew is
+// guarded by the schedule's lock.
 type crew struct {
-	running int
-	hosts   map[string]*hostQueue
-	turns   []*hostQueue // those with something waiting and a worker's place free
+	running int                  // workers
+	top     *queue               // nil until something is due
+	hosts   map[string]*upstream // those of all queues
 }
 
-// hostQueue is what waits for one upstream host.
-type hostQueue struct {
-	host    string
+// queue is a level of names, or what waits there for one host.
+type queue struct {
+	key    string
+	parent *queue // nil at the top
+	below  map[string]*queue
+
+	places  int      // how much of what is here may run at a time
+	running int      // how much does
+	turns   []*queue // those below that have something to do and a place for it
+	queued  bool     // it is among its parent's turns, or in the line of its host
+
+	host    *upstream // nil for a level
 	waiting []sleeper
-	running int
-	inTurns bool
 }
 
-// join lets t wait for its turn, and reports whether it can be worked on now.
-func (c *crew) join(t sleeper, host string, perHost int) bool {
-	q := c.hosts[host]
-	if q == nil {
-		if c.hosts == nil {
-			c.hosts = make(map[string]*hostQueue)
+// upstream is a host, with the places that all levels share there.
+type upstream struct {
+	name            string
+	queues          int      // for this host
+	places, running int      // as those of a queue
+	line            []*queue // those that wait for a place
+}
+
+// join lets t wait for its turn.
+func (c *crew) join(t sleeper, e errand) {
+	if c.top == nil {
+		c.top, c.hosts = &queue{places: laneWorkers[e.kind]}, make(map[string]*upstream)
+	}
+	q := c.top
+	for segment := range strings.FieldsFuncSeq(e.level, func(r rune) bool { return r == '/' }) {
+		q = q.child(segment)
+	}
+	q = q.child("/" + e.host) // no level's name looks like this
+	if q.host == nil {
+		h := c.hosts[e.host]
+		if h == nil {
+			h = &upstream{name: e.host, places: share(c.top.places)}
+			c.hosts[e.host] = h
 		}
-		q = &hostQueue{host: host}
-		c.hosts[host] = q
+		h.queues++
+		q.host = h
 	}
 	q.waiting = append(q.waiting, t)
-	c.queue(q, perHost)
-	return q.inTurns
+	q.offer()
 }
 
-// queue puts q in the line of turns if it has something to do and a place for it.
-func (c *crew) queue(q *hostQueue, perHost int) {
-	if !q.inTurns && len(q.waiting) > 0 && q.running < perHost {
-		q.inTurns = true
-		c.turns = append(c.turns, q)
+// child returns the queue of this key below q, where it puts it if need be.
+func (q *queue) child(key string) *queue {
+	below := q.below[key]
+	if below == nil {
+		if q.below == nil {
+			q.below = make(map[string]*queue)
+		}
+		below = &queue{key: key, parent: q, places: share(q.places)}
+		q.below[key] = below
 	}
+	return below
 }
 
-// next takes what is to be worked on next; nil is nothing. done has to follow.
-func (c *crew) next(perHost int) (sleeper, *hostQueue) {
-	if len(c.turns) == 0 {
+// offer puts q among its parent's turns if it has something to do and a place for it.
+func (q *queue) offer() {
+	if q.parent == nil || q.queued || q.running >= q.places || len(q.turns) == 0 && len(q.waiting) == 0 {
+		return
+	}
+	q.queued = true
+	q.parent.turns = append(q.parent.turns, q)
+	q.parent.offer()
+}
+
+// next takes what is to be worked on next, with where it waited; nil is nothing. done
+// has to follow.
+func (c *crew) next() (sleeper, *queue) {
+	if c.top == nil {
 		return nil, nil
 	}
-	q := c.turns[0]
-	c.turns[0] = nil
-	c.turns = c.turns[1:]
-	t := q.waiting[0]
-	q.waiting[0] = nil
-	q.waiting = q.waiting[1:]
-	q.running++
-	q.inTurns = false
-	c.queue(q, perHost)
-	return t, q
+	return c.top.take()
 }
 
-// done gives back the place that next took.
-func (c *crew) done(q *hostQueue, perHost int) {
-	q.running--
-	c.queue(q, perHost)
-	if q.running == 0 && len(q.waiting) == 0 && c.hosts[q.host] == q {
-		delete(c.hosts, q.host)
+// take is crew.next for what waits on one level, or there for one host.
+func (q *queue) take() (t sleeper, from *queue) {
+	if q.host != nil {
+		t, from = popFirst(&q.waiting), q
+		q.host.running++
 	}
+	for from == nil && len(q.turns) > 0 {
+		next := popFirst(&q.turns)
+		if h := next.host; h != nil && h.running >= h.places {
+			h.line = append(h.line, next)
+			continue
+		}
+		t, from = next.take()
+		next.queued = false
+		next.offer() // behind the others
+	}
+	if from != nil {
+		q.running++
+	}
+	return t, from
+}
+
+// done gives back the places that next took.
+func (c *crew) done(q *queue) {
+	h := q.host
+	h.running--
+	for at := q; at != nil; at = at.parent {
+		at.running--
+	}
+	for at := q.parent; at != nil; at = at.parent {
+		at.offer()
+	}
+	if !q.queued && len(q.waiting) > 0 {
+		q.queued = true
+		h.line = append(h.line, q)
+	}
+	// One that has no place on its level waits there, and not for the host.
+	for found := false; !found && len(h.line) > 0; {
+		first := popFirst(&h.line)
+		first.queued = false
+		first.offer()
+		found = first.hasPlace()
+	}
+	c.forget(q)
+}
+
+// hasPlace reports whether what waits here has a place on all levels.
+func (q *queue) hasPlace() bool {
+	for at := q; at != nil; at = at.parent {
+		if at.running >= at.places {
+			return false
+		}
+	}
+	return true
+}
+
+// forget drops q, and the levels above it, if nothing is left there.
+func (c *crew) forget(q *queue) {
+	for q.parent != nil && q.running == 0 && len(q.waiting) == 0 && len(q.below) == 0 {
+		delete(q.parent.below, q.key)
+		if q.host != nil {
+			if q.host.queues--; q.host.queues == 0 {
+				delete(c.hosts, q.host.name)
+			}
+		}
+		q = q.parent
+	}
+}
+
+// popFirst takes the first element out of a list that is not empty.
+func popFirst[T any](list *[]T) T {
+	var none T
+	first := (*list)[0]
+	(*list)[0] = none // for the garbage collector
+	*list = (*list)[1:]
+	return first
 }
 
 // wakeQueue is a heap of sleepers, the next one to wake first.

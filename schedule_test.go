@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -26,13 +27,12 @@ func scheduleBubble(t *testing.T, work func(*dozer), test func(s *schedule)) {
 // dozer is a sleeper and nothing else.
 type dozer struct {
 	name string
-	kind lane
-	host string
+	is   errand
 	at   place
 }
 
-func (d *dozer) place() *place          { return &d.at }
-func (d *dozer) errand() (lane, string) { return d.kind, d.host }
+func (d *dozer) place() *place  { return &d.at }
+func (d *dozer) errand() errand { return d.is }
 
 func named(n int) *dozer { return &dozer{name: fmt.Sprintf("account-%d", n)} }
 
@@ -62,15 +62,58 @@ func TestAccountsAreWokenInTheirOrder(t *testing.T) {
 	})
 }
 
+// settled checks that nothing is left of what the crews were told.
+func (s *schedule) settled(t *testing.T) {
+	t.Helper()
+	waiting, _ := s.waiting()
+	require.Zero(t, waiting)
+	for kind := range s.crews {
+		c := &s.crews[kind]
+		require.Zero(t, c.running)
+		require.Empty(t, c.hosts)
+		if c.top != nil {
+			require.Empty(t, c.top.below)
+			require.Empty(t, c.top.turns)
+			require.Zero(t, c.top.running)
+		}
+	}
+}
+
 func TestNoKindOfWorkAndNoHostDelaysTheOthers(t *testing.T) {
 	// A thousand accounts whose call takes half a minute, and one that is well.
 	for name, c := range map[string]struct {
-		slow dozer
-		most int
+		slow func(n int) errand
+		well errand
+		most int // of the slow ones at a time
 	}{
-		"slow accounts":           {dozer{kind: slowLane}, laneLimits[slowLane].perHost},
-		"revocations":             {dozer{kind: revokeLane}, laneLimits[revokeLane].perHost},
-		"a host that became slow": {dozer{kind: fastLane, host: "slow.example.com"}, laneLimits[fastLane].perHost},
+		"slow accounts": {
+			func(int) errand { return errand{kind: slowLane} }, errand{}, share(laneWorkers[slowLane]),
+		},
+		"revocations": {
+			func(int) errand { return errand{kind: revokeLane} }, errand{}, share(laneWorkers[revokeLane]),
+		},
+		"slow revocations": {
+			func(int) errand { return errand{kind: slowRevokeLane} }, errand{kind: revokeLane}, share(laneWorkers[slowRevokeLane]),
+		},
+		"a host that became slow": {
+			func(int) errand { return errand{host: "slow.example.com"} }, errand{}, share(laneWorkers[fastLane]),
+		},
+		"a host that became slow, on many levels": {
+			func(n int) errand { return errand{level: fmt.Sprintf("team-%d/", n), host: "slow.example.com"} },
+			errand{}, share(laneWorkers[fastLane]),
+		},
+		"a level that became slow, with many hosts": {
+			func(n int) errand { return errand{level: "team-e/", host: fmt.Sprint(n)} },
+			errand{}, share(laneWorkers[fastLane]),
+		},
+		"a level that became slow, with many hosts and levels below": {
+			func(n int) errand { return errand{level: fmt.Sprintf("team-e/%d/%d/", n%7, n%30), host: fmt.Sprint(n)} },
+			errand{level: "team-f/"}, share(laneWorkers[fastLane]),
+		},
+		"a level below another": {
+			func(n int) errand { return errand{level: "company/team-e/", host: fmt.Sprint(n)} },
+			errand{level: "company/team-f/"}, share(share(laneWorkers[fastLane])),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var mu sync.Mutex
@@ -95,11 +138,13 @@ func TestNoKindOfWorkAndNoHostDelaysTheOthers(t *testing.T) {
 			scheduleBubble(t, work, func(s *schedule) {
 				begin = wallClock()
 				for n := range 1000 {
-					d := c.slow
-					d.name = named(n + 1).name
-					s.set(&d, begin.Add(time.Second))
+					d := named(n + 1)
+					d.is = c.slow(n)
+					s.set(d, begin.Add(time.Second))
 				}
-				s.set(named(0), begin.Add(2*time.Second))
+				well := named(0)
+				well.is = c.well
+				s.set(well, begin.Add(2*time.Second))
 				time.Sleep(10 * time.Second)
 				waiting, since := s.waiting()
 				require.Equal(t, 1000-c.most, waiting)
@@ -109,38 +154,165 @@ func TestNoKindOfWorkAndNoHostDelaysTheOthers(t *testing.T) {
 				require.Equal(t, 2*time.Second, done["account-0"])
 				require.Len(t, done, 1001, "all get their turn")
 				require.Equal(t, c.most, most)
-				waiting, _ = s.waiting()
-				require.Zero(t, waiting)
-				for kind := range s.crews {
-					require.Zero(t, s.crews[kind].running)
-					require.Empty(t, s.crews[kind].hosts)
-				}
+				s.settled(t)
 			})
 		})
 	}
 }
 
-func TestHostsTakeTurns(t *testing.T) {
+func TestHostsAndLevelsTakeTurns(t *testing.T) {
+	for name, two := range map[string][2]errand{
+		"hosts":                       {{host: "a"}, {host: "b"}},
+		"levels":                      {{level: "a/", host: "a"}, {level: "b/", host: "a"}},
+		"levels below another":        {{level: "x/a/"}, {level: "x/b/"}},
+		"a level and the names above": {{level: "x/a/"}, {level: "x/"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &crew{}
+			for _, e := range two {
+				for range 100 {
+					c.join(&dozer{is: e}, e)
+				}
+			}
+			for n := range 20 {
+				next, _ := c.next()
+				require.Equal(t, two[n%2], next.errand())
+			}
+		})
+	}
+	t.Run("a level with many hosts is one", func(t *testing.T) {
+		c := &crew{}
+		for n := range 100 {
+			c.join(&dozer{}, errand{level: "team-e/", host: fmt.Sprint(n)})
+		}
+		well := &dozer{}
+		c.join(well, errand{level: "team-f/"})
+		_, _ = c.next()
+		next, _ := c.next()
+		require.Same(t, well, next)
+	})
+}
+
+// However work is spread over levels and hosts, no bound is passed, nothing waits while
+// there is a place for it, and all of it is done.
+func TestNothingWaitsWhileThereIsAPlaceForIt(t *testing.T) {
+	for seed := range uint64(20) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		var mu sync.Mutex
+		worked := 0
+		work := func(d *dozer) {
+			mu.Lock()
+			worked++
+			took := time.Duration(1+random.IntN(5000)) * time.Millisecond
+			mu.Unlock()
+			time.Sleep(took)
+		}
+		scheduleBubble(t, work, func(s *schedule) {
+			const n = 800
+			begin := wallClock()
+			for range n {
+				level := []string{"", "a/", "a/b/", "a/c/", "d/", fmt.Sprintf("e/%d/", random.IntN(20))}[random.IntN(6)]
+				host := []string{"x", "x", "x", "y", fmt.Sprint(random.IntN(50))}[random.IntN(5)]
+				s.set(&dozer{is: errand{level: level, host: host}}, begin.Add(time.Duration(random.IntN(6000))*time.Millisecond))
+			}
+			for range 1000 {
+				time.Sleep(100 * time.Millisecond)
+				synctest.Wait()
+				s.mu.Lock()
+				c := &s.crews[fastLane]
+				if c.top != nil {
+					require.LessOrEqual(t, c.running, laneWorkers[fastLane])
+					require.Equal(t, c.running, c.top.running, "a worker is idle")
+					for _, h := range c.hosts {
+						require.LessOrEqual(t, h.running, h.places)
+					}
+					c.top.check(t, c.running < laneWorkers[fastLane])
+				}
+				s.mu.Unlock()
+			}
+			require.Equal(t, n, worked)
+			s.settled(t)
+		})
+	}
+}
+
+// check checks the bounds of q and of all below, and that nothing there waits that has
+// a place, as far as free says that there are any above.
+func (q *queue) check(t *testing.T, free bool) {
+	t.Helper()
+	require.LessOrEqual(t, q.running, q.places)
+	free = free && q.running < q.places
+	if q.host != nil && free && q.host.running < q.host.places {
+		require.Empty(t, q.waiting)
+	}
+	for _, below := range q.below {
+		below.check(t, free)
+	}
+}
+
+func TestWhatEndsMayMakePlaceForTwo(t *testing.T) {
 	var mu sync.Mutex
-	var order []string
+	begun := map[string]time.Duration{}
+	begin := time.Now()
 	work := func(d *dozer) {
 		mu.Lock()
-		order = append(order, d.host)
+		begun[d.name] = time.Since(begin)
 		mu.Unlock()
-		time.Sleep(time.Second)
+		if d.name == "first" {
+			time.Sleep(5 * time.Second)
+		} else {
+			time.Sleep(30 * time.Second)
+		}
 	}
 	scheduleBubble(t, work, func(s *schedule) {
-		now := wallClock()
-		for range 100 {
-			s.set(&dozer{kind: revokeLane, host: "a"}, now.Add(time.Second))
+		begin = time.Now()
+		bound := share(laneWorkers[fastLane])
+		add := func(n int, name, level, host string) {
+			for range n {
+				s.set(&dozer{name: name, is: errand{level: level, host: host}}, wallClock())
+			}
+			synctest.Wait()
 		}
-		for range 4 {
-			s.set(&dozer{kind: revokeLane, host: "b"}, now.Add(time.Second))
-		}
-		time.Sleep(time.Second)
+		add(1, "first", "a/", "x")
+		add(share(bound)-1, "", "a/", "x")
+		add(bound-share(bound), "", "a/", "y") // a has no place left
+		add(bound-share(bound), "", "b/", "x") // nor has x
+		add(1, "of a", "a/", "z")
+		add(1, "with x", "c/", "x")
+		time.Sleep(time.Minute)
 		synctest.Wait()
-		require.Len(t, order, laneLimits[revokeLane].workers)
-		require.Contains(t, order, "b")
+		require.Equal(t, 5*time.Second, begun["of a"])
+		require.Equal(t, 5*time.Second, begun["with x"])
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		s.settled(t)
+	})
+}
+
+func TestWhoIsDueAgainWaitsOnce(t *testing.T) {
+	worked := map[string]int{}
+	var mu sync.Mutex
+	work := func(d *dozer) {
+		time.Sleep(30 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		worked[d.name]++
+	}
+	scheduleBubble(t, work, func(s *schedule) {
+		var last *dozer
+		for n := range share(laneWorkers[fastLane]) + 1 {
+			last = named(n)
+			s.set(last, wallClock())
+			synctest.Wait()
+		}
+		for range 100 { // while it waits
+			s.set(last, wallClock())
+			synctest.Wait()
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.Equal(t, 1, worked[last.name])
+		s.settled(t)
 	})
 }
 

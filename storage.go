@@ -45,6 +45,10 @@ func checkName(name string) error {
 	return nil
 }
 
+// levelOf returns the level of names that the account's is on, with a slash at its end:
+// what a policy bounds. It is empty at the top.
+func levelOf(name string) string { return name[:strings.LastIndexByte(name, '/')+1] }
+
 // storageKey is where what has a name is stored in an area. Vault's storage
 // refuses keys with two dots in a row, which a name may have.
 func storageKey(prefix, name string) string {

@@ -284,7 +284,9 @@ func newAccountTicket(name string, kind ticketType, host string) *accountTicket 
 // place and errand make it a sleeper.
 func (t *accountTicket) place() *place { return &t.at }
 
-func (t *accountTicket) errand() (kind lane, host string) { return ticketLane, t.host }
+func (t *accountTicket) errand() errand {
+	return errand{kind: ticketLane, level: levelOf(t.name), host: t.host}
+}
 
 // touch notes that the ticket is used.
 func (t *accountTicket) touch(now time.Time) {

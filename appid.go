@@ -69,6 +69,7 @@ type appid struct {
 	unstored bool          // the history in memory is newer than the stored one
 	spaced   time.Time     // before this no forced call is made, by the clock that nobody can set
 	forcing  chan struct{} // closed when the forced call that is in the air has ended; nil while none is
+	forcer   string        // the account whose call that is
 	latest   latest        // the token that WeChat named last in this epoch
 	answers  uint64        // grows with each change of epoch or latest
 	members  []member      // the accounts in memory, nearly always one
@@ -497,28 +498,21 @@ type view struct {
 	answers uint64
 }
 
-// errForcing is returned while a forced call is in the air for longer than one who
-// is not part of it waits.
-var errForcing = errors.New("a forced refresh is in the air")
+// forcedBy returns the account whose forced call is in the air, and that call's end;
+// nil if there is none.
+func (ap *appid) forcedBy() (name string, over <-chan struct{}) {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	return ap.forcer, ap.forcing
+}
 
-// quiet waits until no forced call is in the air, but no longer than patience: what a
-// normal call brings meanwhile may be dead on arrival.
-func (ap *appid) quiet(ctx context.Context, patience time.Duration) (view, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, errForcing)
-	defer cancel()
-	for {
-		ap.mu.Lock()
-		forcing, v := ap.forcing, view{ap.epoch.Load(), ap.answers}
-		ap.mu.Unlock()
-		if forcing == nil {
-			return v, nil
-		}
-		select {
-		case <-forcing:
-		case <-ctx.Done():
-			return view{}, context.Cause(ctx)
-		}
-	}
+// look returns what is known before a normal call. While a forced call is in the air,
+// none is to be made, as what it brings may be dead on arrival: then forcing is not nil,
+// and closed when the forced call has ended.
+func (ap *appid) look() (v view, forcing <-chan struct{}) {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	return view{ap.epoch.Load(), ap.answers}, ap.forcing
 }
 
 // learn takes in what a normal call brought that was made when v was known, and
@@ -590,8 +584,8 @@ type force struct {
 // handed out unless WeChat confirms it, or certainly did nothing. That is in storage
 // when announce returns, and only then may the call be made. end has to follow.
 //
-// The error is a *problem if a limit forbids the call.
-func (ap *appid) announce(ctx context.Context, s logical.Storage, epoch int64, timeout time.Duration) (*force, error) {
+// name is the account that makes it. The error is a *problem if a limit forbids the call.
+func (ap *appid) announce(ctx context.Context, s logical.Storage, name string, epoch int64, timeout time.Duration) (*force, error) {
 	if err := ap.storing.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
@@ -629,7 +623,7 @@ func (ap *appid) announce(ctx context.Context, s logical.Storage, epoch int64, t
 	}
 	ap.history = h
 	ap.begin(epoch)
-	ap.forcing = f.over
+	ap.forcing, ap.forcer = f.over, name
 	return f, nil
 }
 
@@ -648,7 +642,6 @@ func (ap *appid) end(f *force, reached time.Time, g *tokenAnswer) {
 		ap.latest = latest{token: g.token, rotatedAt: g.asked, end: g.end()}
 	}
 	ap.close()
-	ap.wakeAll()
 }
 
 // undo ends a forced call that certainly did nothing: what held before holds again.
@@ -662,10 +655,12 @@ func (ap *appid) undo(f *force) {
 	ap.close()
 }
 
-// close lets those go on who wait for the forced call to end. The caller holds ap.mu.
+// close lets those go on who wait for the forced call to end, and the background with
+// every member. The caller holds ap.mu.
 func (ap *appid) close() {
 	ap.answers++
 	ap.unstored = true
 	close(ap.forcing)
 	ap.forcing = nil
+	ap.wakeAll()
 }

@@ -149,17 +149,12 @@ func (a *account) maintain(s logical.Storage, st *state) {
 		defer cancel()
 		st = a.publish(ctx, s, st, nil)
 	}
-	if st.unconfirmed() {
-		// Its error is told to who asks for the token.
-		if a.awaitForced(a.ctx, st) != nil {
-			return
-		}
-		now = wallClock()
-	}
 	if at := st.nextAttempt(); at.IsZero() || now.Before(at) {
 		return
 	}
-	// Its error is in the state, or the account is no longer there.
+	// Its error is in the state, or the account is no longer there, or a forced call of
+	// another name is in the air: nobody is kept from the lock by waiting for that, and
+	// its end wakes the account.
 	_, _ = a.refresh(a.ctx, s, st)
 }
 

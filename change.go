@@ -30,7 +30,17 @@ type configured struct {
 // is the one that counts: until it is written the whole old state holds, after
 // it the old token names another account and is never served. A write-ahead
 // log entry sees to it that such a token is also removed.
-func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, verify bool, update func(*config) (*config, error)) (*configured, error) {
+func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, verify bool, update func(*config) (*config, error)) (done *configured, err error) {
+	err = patiently(ctx, func(time.Time) error {
+		done, err = k.configureOnce(ctx, s, name, verify, update)
+		return err
+	})
+	return done, err
+}
+
+// configureOnce is configure for as long as no forced call of another name is in the
+// air. If one is, nothing is stored.
+func (k *keeper) configureOnce(ctx context.Context, s logical.Storage, name string, verify bool, update func(*config) (*config, error)) (*configured, error) {
 	a, st, err := k.acquireLoaded(ctx, s, name)
 	if err != nil {
 		return nil, err
@@ -57,7 +67,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 	}
 	var answer *present
 	if verify {
-		if answer, err = a.ask(ctx, cfg, ap, true); err != nil {
+		if answer, err = a.ask(cfg, ap, true); err != nil {
 			a.logRefusal(cfg, err)
 			return nil, err
 		}
@@ -82,7 +92,7 @@ func (k *keeper) configure(ctx context.Context, s logical.Storage, name string, 
 // logRefusal writes to the server log why a write of a configuration was refused: it has
 // what the writer is not told.
 func (a *account) logRefusal(cfg *config, err error) {
-	if p := problemOf(err); p != nil {
+	if p := problemOf(err); p != nil && !isForcing(err) {
 		a.log.Warn("the configuration was not stored: WeChat gave no token for it", append([]any{
 			"account", a.name, "appid", cfg.AppID,
 		}, p.logFields()...)...)

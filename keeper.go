@@ -11,6 +11,10 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
+// overtakenPause is how long the background leaves an account alone whose call came to
+// nothing because of a forced call of another name.
+const overtakenPause = time.Second
+
 // keeper is the registry of a mount's accounts. What is done with one of them is in
 // the files that are named after it: refresh.go, rotation.go, revoke.go, change.go,
 // background.go.
@@ -110,6 +114,9 @@ func (k *keeper) release(a *account) {
 			}
 			if reload := now.Add(reloadInterval); a.configUnsure && (at.IsZero() || reload.Before(at)) {
 				at = reload
+			}
+			if wait := time.Until(a.overtaken.Add(overtakenPause)); wait > 0 && !at.IsZero() && at.Before(now.Add(wait)) {
+				at = now.Add(wait) // unless the end of that call wakes it before
 			}
 			k.schedule.set(a, at)
 			// Whoever changes the epoch wakes the account after that, and must not have

@@ -52,35 +52,70 @@ func (k *keeper) readMemory(name string) (st *state, now time.Time, answered boo
 }
 
 // readWaiting is readMemory for what memory does not answer.
-func (k *keeper) readWaiting(ctx context.Context, s logical.Storage, name string) (*state, time.Time, error) {
-	a, st, err := k.acquireLoaded(ctx, s, name)
+func (k *keeper) readWaiting(ctx context.Context, s logical.Storage, name string) (st *state, now time.Time, err error) {
+	err = patiently(ctx, func(came time.Time) error {
+		var answered bool
+		if st, now, answered, err = k.readMemory(name); !answered {
+			st, now, err = k.readOnce(ctx, s, name, came)
+		}
+		return err
+	})
+	return st, now, err
+}
+
+// readOnce is readWaiting, by somebody who came at the given time, for as long as no
+// forced call of another name is in the air.
+func (k *keeper) readOnce(ctx context.Context, s logical.Storage, name string, came time.Time) (*state, time.Time, error) {
+	a, st, err := k.acquireFor(ctx, s, name, came)
 	if err != nil {
 		return nil, wallClock(), err
 	}
 	defer k.release(a)
-	return a.read(ctx, s, st)
+	return a.read(ctx, s, st, came)
 }
 
-// read is keeper.readWaiting for who holds the lock.
-func (a *account) read(ctx context.Context, s logical.Storage, st *state) (_ *state, now time.Time, err error) {
+// acquireFor is acquireLoaded for somebody who came at the given time. Whoever holds the
+// lock does not wait for a forced call of another name, but may be busy with what such a
+// call makes void: that is not waited for when the patience for these is over.
+func (k *keeper) acquireFor(ctx context.Context, s logical.Storage, name string, came time.Time) (*account, *state, error) {
+	if a := k.lookup(name); a != nil {
+		if st := a.current(); st != nil {
+			patience, cancel := context.WithDeadline(ctx, came.Add(st.timeout))
+			defer cancel()
+			a, err := k.acquire(patience, name)
+			switch by, over := st.appid.forcedBy(); {
+			case err == nil:
+				if st := a.current(); st != nil {
+					return a, st, nil
+				}
+				k.release(a) // another node changed it
+			case ctx.Err() != nil:
+				return nil, nil, err
+			case over != nil && by != name:
+				return nil, nil, newInTheAir(over, st.timeout)
+			}
+		}
+	}
+	return k.acquireLoaded(ctx, s, name)
+}
+
+// read is keeper.readOnce for who holds the lock.
+func (a *account) read(ctx context.Context, s logical.Storage, st *state, came time.Time) (_ *state, now time.Time, err error) {
 	for range maxAsks {
 		if st == nil {
 			return nil, now, nil
 		}
-		err := a.awaitForced(ctx, st)
 		now = wallClock()
 		switch {
-		case err != nil:
-			return nil, now, err
 		case st.servable(now):
 			return st, now, nil
 		case !st.usable(now) && st.waits(now):
 			return nil, now, st.failure.problem
 		}
-		next, err := a.refresh(ctx, s, st)
+		next, err := a.refreshFor(ctx, s, st, came)
 		now = wallClock()
 		switch {
-		case errors.Is(err, errUnmounted) && st.usable(now):
+		case (errors.Is(err, errUnmounted) || isForcing(err)) && st.usable(now):
 			return st, now, nil
 		case err != nil:
 			return nil, now, err
@@ -99,23 +134,71 @@ func (a *account) read(ctx context.Context, s logical.Storage, st *state) (_ *st
 // errTooSlow is the problem of a token that ended before it was stored.
 var errTooSlow = &problem{rule: ruleStorage, detail: "storing the token took longer than its life"}
 
-// awaitForced waits for another name's forced call that is in the air, but no longer
-// than the account's request_timeout: it decides whether the token is good.
-func (a *account) awaitForced(ctx context.Context, st *state) error {
-	if !st.unconfirmed() {
-		return nil
-	}
-	_, err := st.appid.quiet(ctx, st.timeout)
-	return asForcing(err)
+// inTheAir is the error of who holds an account's lock and finds a forced call of
+// another name in the air. Nobody waits for that with the lock held: whoever comes for
+// the account would wait behind, one after the other.
+type inTheAir struct {
+	*problem                 // for who does not wait at all
+	over     <-chan struct{} // closed when that call has ended
+	timeout  time.Duration   // the account's request_timeout
 }
 
-// asForcing turns errForcing, the end of a wait for somebody's forced call, into a
-// *problem.
-func asForcing(err error) error {
-	if errors.Is(err, errForcing) {
-		return &problem{rule: ruleForcing}
+func newInTheAir(over <-chan struct{}, timeout time.Duration) error {
+	return inTheAir{&problem{rule: ruleForcing}, over, timeout}
+}
+
+// Unwrap makes it a *problem to all who do not look closer.
+func (e inTheAir) Unwrap() error { return e.problem }
+
+// forcedElsewhere returns an inTheAir if there is a forced call to wait for. It is
+// another name's: the account's own is made by who holds the lock, as the caller does.
+func (a *account) forcedElsewhere(st *state) error {
+	_, forcing := st.appid.look()
+	if forcing == nil {
+		return nil
 	}
-	return err
+	a.overtaken = time.Now()
+	return newInTheAir(forcing, st.timeout)
+}
+
+// isForcing reports whether err is that a forced call of another name keeps, or has
+// kept, a normal one from telling anything.
+func isForcing(err error) bool {
+	p := problemOf(err)
+	return p != nil && p.rule == ruleForcing
+}
+
+// patiently calls try, and again each time that a forced call of another name has
+// ended which kept it from its work. For all of these together nobody waits longer than
+// the account's request_timeout since they came. The caller holds no lock.
+func patiently(ctx context.Context, try func(came time.Time) error) error {
+	came := time.Now()
+	for {
+		err := try(came)
+		air, ok := errors.AsType[inTheAir](err)
+		if !ok || time.Since(came) >= air.timeout {
+			return err
+		}
+		left := time.NewTimer(time.Until(came.Add(air.timeout)))
+		select {
+		case <-air.over:
+		case <-left.C:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		left.Stop()
+	}
+}
+
+// refreshFor is refresh for somebody who came at the given time. Once their patience
+// with forced calls of other names is over, and somebody has asked in vain since they
+// came, WeChat is not asked again for them.
+func (a *account) refreshFor(ctx context.Context, s logical.Storage, st *state, came time.Time) (*state, error) {
+	if time.Since(came) >= st.timeout && !a.overtaken.Before(came) {
+		return nil, &problem{rule: ruleForcing}
+	}
+	return a.refresh(ctx, s, st)
 }
 
 // report answers an application that WeChat told its token is not valid. rejected
@@ -132,24 +215,28 @@ func (k *keeper) report(ctx context.Context, s logical.Storage, name, rejected s
 	if before != nil && before.wasEarlier(rejected) && before.usable(wallClock()) {
 		return before, true, nil
 	}
-	a, st, err := k.acquireLoaded(ctx, s, name)
-	if err != nil {
-		return nil, false, err
-	}
-	defer k.release(a)
-	if st == nil {
-		return nil, false, nil
-	}
-	if before == nil {
-		before = st
-	}
-	return a.report(ctx, s, st, before, rejected)
+	err = patiently(ctx, func(came time.Time) error {
+		var a *account
+		if a, st, err = k.acquireFor(ctx, s, name, came); err != nil {
+			return err
+		}
+		defer k.release(a)
+		if st == nil {
+			return nil
+		}
+		if before == nil {
+			before = st
+		}
+		st, changed, err = a.report(ctx, s, st, before, rejected, came)
+		return err
+	})
+	return st, changed, err
 }
 
 // report is keeper.report for who holds the lock, before being what was known when
-// the request came.
-func (a *account) report(ctx context.Context, s logical.Storage, st, before *state, rejected string) (_ *state, changed bool, err error) {
-	if err := a.awaitForced(ctx, st); err != nil {
+// the request came, at the given time.
+func (a *account) report(ctx context.Context, s logical.Storage, st, before *state, rejected string, came time.Time) (_ *state, changed bool, err error) {
+	if err := a.forcedElsewhere(st); err != nil {
 		return nil, false, err
 	}
 	now := wallClock()
@@ -160,7 +247,7 @@ func (a *account) report(ctx context.Context, s logical.Storage, st, before *sta
 		return nil, false, st.failure.problem
 	case st.usable(now) && st.failure == nil && now.Sub(st.lastSuccess) < minCallInterval:
 	default:
-		if st, err = a.refresh(ctx, s, st); err != nil {
+		if st, err = a.refreshFor(ctx, s, st, came); err != nil {
 			return nil, false, err
 		}
 		switch now = wallClock(); {
@@ -194,14 +281,14 @@ type present struct {
 
 // ask makes normal calls with a configuration until one brings what is certain to be
 // WeChat's present token. trial says that the configuration is not stored. An error
-// from WeChat is a *problem.
-func (a *account) ask(ctx context.Context, cfg *config, ap *appid, trial bool) (*present, error) {
+// from WeChat is a *problem, inTheAir among them.
+func (a *account) ask(cfg *config, ap *appid, trial bool) (*present, error) {
 	e := cfg.endpoint()
 	e.trial = trial
 	for range maxAsks {
-		v, err := ap.quiet(ctx, cfg.RequestTimeout)
-		if err != nil {
-			return nil, asForcing(err)
+		v, forcing := ap.look()
+		if forcing != nil {
+			return nil, newInTheAir(forcing, cfg.RequestTimeout)
 		}
 		g, err := a.client.stableToken(a.ctx, e, false)
 		if err == nil {
@@ -223,6 +310,9 @@ func (a *account) ask(ctx context.Context, cfg *config, ap *appid, trial bool) (
 func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*state, error) {
 	ctx, cancel := detached(ctx)
 	defer cancel()
+	if err := a.forcedElsewhere(st); err != nil {
+		return nil, err
+	}
 	cfg, err := a.configOf(ctx, s, st)
 	if errors.Is(err, errChanged) {
 		return nil, err
@@ -230,12 +320,13 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 	begun := wallClock()
 	var got *present
 	if err == nil {
-		got, err = a.ask(ctx, cfg, st.appid, false)
+		got, err = a.ask(cfg, st.appid, false)
 	}
-	switch p := problemOf(err); {
+	switch {
 	case a.ctx.Err() != nil:
 		return nil, errUnmounted
-	case p != nil && p.rule == ruleForcing:
+	case isForcing(err):
+		a.overtaken = time.Now()
 		return nil, err
 	case err != nil:
 		return a.noteFailure(st, asProblem(err), begun), nil

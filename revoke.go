@@ -96,7 +96,11 @@ func (a *account) revoke(s logical.Storage, st *state, r *revocation) {
 		return
 	}
 	if st, err = a.confirm(ctx, s, st); err != nil {
-		r.retry(backoffRevocation, err)
+		if isForcing(err) {
+			r.next = wallClock().Add(overtakenPause)
+		} else {
+			r.retry(backoffRevocation, err)
+		}
 		return
 	}
 	if st.forced() < r.Target {

@@ -60,7 +60,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 		return nil, a.notBegun(errUnmounted)
 	}
 	ap := st.appid
-	f, err := ap.announce(ctx, s, epoch, cfg.RequestTimeout)
+	f, err := ap.announce(ctx, s, a.name, epoch, cfg.RequestTimeout)
 	switch {
 	case problemOf(err) != nil: // the limits
 		a.metrics.forced.limited.Inc()
@@ -74,7 +74,9 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 	if problemOf(err).noEffect() {
 		a.metrics.forced.refused.Inc()
 		ap.undo(f)
-		a.publish(ctx, s, st, st.storedToken())
+		undone := *st
+		undone.took = wallClock().Sub(sent)
+		a.publish(ctx, s, &undone, st.storedToken())
 		return nil, err
 	}
 	if err == nil {

@@ -3,6 +3,7 @@ package wechat
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -24,15 +25,16 @@ import (
 // ownURL is where the server of their own is.
 const ownURL = "http://127.0.0.9:80"
 
-// withOwnServer gives the mount a second platform, of their own: at ownURL any secret
-// is the right one for whatever AppID they like.
+// withOwnServer gives the mount a second platform, of their own: at ownURL, and at all
+// other ports and addresses of 127.0.9.0/24, any secret is the right one for whatever
+// AppID they like.
 func withOwnServer(m *mount, settings wechatsim.Account) *wechatsim.Sim {
 	own, pipe := wechatsim.New(), wechatsim.NewPipe()
 	settings.Secret = testSecret
 	own.SetAccount(testAppID, settings)
 	m.t.Cleanup(own.Serve(pipe))
 	m.keeper.client.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if strings.HasPrefix(ownURL, "http://"+addr) {
+		if strings.HasPrefix(ownURL, "http://"+addr) || strings.HasPrefix(addr, "127.0.9.") {
 			return pipe.DialContext(ctx, network, addr)
 		}
 		return m.pipe.DialContext(ctx, network, addr)
@@ -160,26 +162,207 @@ func TestAReadWaitsForNobodyElsesForcedRefresh(t *testing.T) {
 	})
 }
 
-func TestWhoHasTheSecretDelaysAReadByNoMoreThanItsRequestTimeout(t *testing.T) {
+// hold are accounts that have the secret of "victim", whose request_timeout is 3 s.
+// While test runs one of them after the other makes a forced refresh, which is refused
+// as fault says and so costs nothing of the day's budget.
+func (m *mount) hold(fault wechatsim.Fault, test func()) {
+	m.t.Helper()
+	m.write("victim", map[string]any{"request_timeout": "3s"})
+	const twins = 5
+	for n := range twins {
+		m.write(fmt.Sprintf("team-e/%d", n), map[string]any{"request_timeout": "30s"})
+	}
+	fault.Mode, fault.Errcode, fault.Errmsg = "forced", 40001, "x"
+	m.sim.Inject(fault)
+	ctx, cancel := context.WithCancel(m.t.Context())
+	var all sync.WaitGroup
+	for n := range twins {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				m.refused(logical.UpdateOperation, fmt.Sprintf("rotate/team-e/%d", n), nil)
+				time.Sleep(100 * time.Millisecond)
+			}
+		})
+	}
+	defer all.Wait()
+	defer cancel()
+	time.Sleep(time.Second)
+	test()
+	cancel()
+	all.Wait()
+	m.sim.ClearFaults()
+	m.sim.SetLatency(0)
+	time.Sleep(time.Minute)
+	m.read("victim")
+	require.LessOrEqual(m.t, m.sim.MaxInFlight(testAppID), twins+1, "one call of each account")
+}
+
+// longest calls do n times at once, and returns how long the longest call took.
+func longest(n int, do func()) time.Duration {
+	var mu sync.Mutex
+	var longest time.Duration
+	var all sync.WaitGroup
+	for range n {
+		all.Go(func() {
+			begin := time.Now()
+			do()
+			mu.Lock()
+			defer mu.Unlock()
+			longest = max(longest, time.Since(begin))
+		})
+	}
+	all.Wait()
+	return longest
+}
+
+// forTheirs is a forced refresh that is on its way for 27 s.
+var forTheirs = wechatsim.Fault{Kind: "drip", Hang: 907 * time.Millisecond}
+
+func TestWhoHasTheSecretDelaysReadsByNoMoreThanTheirRequestTimeout(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault   wechatsim.Fault
+		latency time.Duration
+		own     time.Duration // how long the account's own call takes, which a report makes
+	}{
+		"their forced refreshes are slow": {forTheirs, 0, 0},
+		"all of WeChat is slow":           {wechatsim.Fault{Kind: "errcode"}, 28 * time.Second, 3 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.hold(c.fault, func() {
+					m.sim.SetLatency(c.latency)
+					time.Sleep(30 * time.Second)
+					for range 5 {
+						require.LessOrEqual(t, longest(10, func() { _ = m.tokenOrError("victim") }), 3*time.Second)
+						time.Sleep(7 * time.Second)
+						var all sync.WaitGroup
+						all.Go(func() {
+							require.LessOrEqual(t, longest(10, func() { _ = m.try(logical.UpdateOperation, "refresh/victim", nil) }), 3*time.Second+c.own)
+						})
+						require.LessOrEqual(t, longest(10, func() { _ = m.tokenOrError("victim") }), 3*time.Second+c.own)
+						all.Wait()
+						time.Sleep(8 * time.Second)
+					}
+				})
+			})
+		})
+	}
+}
+
+func TestNobodyWaitsForAnothersForcedRefreshWithTheAccountsLock(t *testing.T) {
+	inBubble(t, wechatsim.Account{Lifetime: 400 * time.Second}, func(t *testing.T, m *mount) {
+		m.hold(forTheirs, func() {
+			token := m.keeper.lookup("victim").current().token.AccessToken
+			var all sync.WaitGroup
+			for range 300 {
+				all.Go(func() { _ = m.tokenOrError("victim") })
+				all.Go(func() { _ = m.try(logical.UpdateOperation, "refresh/victim", nil) })
+				all.Go(func() { _ = m.try(logical.UpdateOperation, "config/victim", map[string]any{"verify": true}) })
+				synctest.Wait()
+				begin := time.Now()
+				m.ok(logical.UpdateOperation, "config/victim", map[string]any{"max_ttl": 60})
+				require.Zero(t, time.Since(begin))
+				time.Sleep(time.Second)
+			}
+			all.Wait()
+			require.NotEqual(t, token, m.keeper.lookup("victim").current().token.AccessToken, "it was due meanwhile")
+		})
+	})
+}
+
+func TestTheBackgroundIsWokenByTheEndOfAnothersForcedRefresh(t *testing.T) {
+	for name, fault := range map[string]wechatsim.Fault{
+		"refused": {Kind: "drip", Hang: 907 * time.Millisecond, Errcode: 40001, Errmsg: "x", Mode: "forced"},
+		"lost":    {Kind: "hang", Hang: 20500 * time.Millisecond, Mode: "forced"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{Lifetime: 400 * time.Second}, func(t *testing.T, m *mount) {
+				m.write("victim", nil)
+				m.write("twin", map[string]any{"request_timeout": 30})
+				time.Sleep(105 * time.Second) // the two are due in 5 s
+				m.sim.Inject(fault)
+				calls := m.calls()
+				m.refused(logical.UpdateOperation, "rotate/twin", nil)
+				require.Equal(t, calls+1, m.calls(), "it is no use to ask meanwhile")
+				synctest.Wait()
+				require.Equal(t, calls+3, m.calls(), "one for each of the two")
+				begin := time.Now()
+				m.read("victim")
+				m.read("twin")
+				require.Zero(t, time.Since(begin))
+			})
+		})
+	}
+}
+
+// forcing begins a forced call of another name of the appid of "victim", which is on its
+// way until the test ends it.
+func (m *mount) forcing() (ap *appid, f *force) {
+	m.t.Helper()
+	ap = m.keeper.lookup("victim").current().appid
+	f, err := ap.announce(m.t.Context(), m.storage, "twin", newEpoch(), time.Second)
+	require.NoError(m.t, err)
+	return ap, f
+}
+
+func TestAReadDoesNotWaitForACallThatAForcedRefreshMakesVoid(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("victim", map[string]any{"request_timeout": "3s"})
-		for n := range 5 {
-			m.write(fmt.Sprintf("team-e/%d", n), map[string]any{"request_timeout": "30s"})
-		}
-		m.sim.SetLatency(28 * time.Second)
-		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40001, Mode: "forced"})
-		var all sync.WaitGroup
-		for n := range 5 {
-			all.Go(func() { m.refused(logical.UpdateOperation, fmt.Sprintf("rotate/team-e/%d", n), nil) })
-		}
-		synctest.Wait()
+		ap := m.keeper.lookup("victim").current().appid
+		ap.mu.Lock()
+		ap.begin(newEpoch()) // the token is unconfirmed
+		ap.mu.Unlock()
+		m.sim.SetLatency(2500 * time.Millisecond)
+		ended := make(chan time.Duration, 10)
 		begin := time.Now()
-		_ = m.tokenOrError("victim")
-		require.LessOrEqual(t, time.Since(begin), 3*time.Second)
-		all.Wait()
+		for range cap(ended) {
+			go func() { _ = m.tokenOrError("victim"); ended <- time.Since(begin) }()
+		}
+		time.Sleep(time.Second)
+		ap, f := m.forcing()
+		time.Sleep(1600 * time.Millisecond) // the first reader's call is over, in vain
+		ap.undo(f)
+		time.Sleep(200 * time.Millisecond) // the next one has begun
+		ap, f = m.forcing()
+		for n := range cap(ended) {
+			if took := <-ended; n < cap(ended)-1 { // the last one made the account's own call
+				require.LessOrEqual(t, took, 3*time.Second)
+			} else {
+				require.LessOrEqual(t, took, 6*time.Second)
+			}
+		}
+		ap.undo(f)
 		m.sim.SetLatency(0)
+		synctest.Wait()
 		time.Sleep(time.Minute)
 		m.read("victim")
+	})
+}
+
+func TestManyReadersWhoseCallsForcedRefreshesMakeVoidDoNotWaitForEachOther(t *testing.T) {
+	inBubble(t, wechatsim.Account{Lifetime: 400 * time.Second}, func(t *testing.T, m *mount) {
+		m.write("victim", map[string]any{"request_timeout": "3s"})
+		time.Sleep(105 * time.Second)
+		m.sim.SetLatency(1500 * time.Millisecond)
+		over := make(chan struct{})
+		var all sync.WaitGroup
+		all.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				case <-time.After(200 * time.Millisecond):
+					ap, f := m.forcing()
+					ap.undo(f)
+				}
+			}
+		})
+		time.Sleep(6 * time.Second)
+		require.False(t, m.keeper.lookup("victim").current().servable(wallClock()), "it is due")
+		took := longest(20, func() { require.NoError(t, m.tokenOrError("victim")) })
+		require.LessOrEqual(t, took, 12*time.Second)
+		close(over)
+		all.Wait()
 	})
 }
 
@@ -211,4 +394,81 @@ func TestTheSecondForcedRefreshOfARevocationIsOnTimeHoweverBusyOthersKeepTheEngi
 		require.LessOrEqual(t, after, forcedSpacing+time.Second)
 		require.Greater(t, len(own.Calls("")), slowTenants, "they were busy")
 	})
+}
+
+// ways are how somebody who writes accounts below team-e/ may spread n of them, and
+// where they call.
+var ways = map[string]func(n int) (name, url string){
+	"one server": func(n int) (string, string) { return fmt.Sprintf("team-e/%d", n), ownURL },
+	"a port for each": func(n int) (string, string) {
+		return fmt.Sprintf("team-e/%d", n), fmt.Sprintf("%s:%d", "http://127.0.9.1", 1000+n)
+	},
+	"an address for each": func(n int) (string, string) {
+		return fmt.Sprintf("team-e/%d", n), fmt.Sprintf("http://127.0.9.%d:%d", n%250+1, 1000+n)
+	},
+	"and a level for each": func(n int) (string, string) {
+		return fmt.Sprintf("team-e/%d/%d/x", n%20, n), fmt.Sprintf("http://127.0.9.%d:%d", n%250+1, 1000+n)
+	},
+}
+
+// settle writes n accounts of theirs, spread like that.
+func (m *mount) settle(own *wechatsim.Sim, n int, way func(n int) (name, url string), account wechatsim.Account, changes map[string]any) {
+	m.t.Helper()
+	account.Secret, account.TokenLength = testSecret, 16
+	for i := range n {
+		name, url := way(i)
+		appid := fmt.Sprintf("wx%016d", i)
+		own.SetAccount(appid, account)
+		data := map[string]any{"appid": appid, "base_url": url, "request_timeout": 30}
+		maps.Copy(data, changes)
+		m.write(name, data)
+	}
+}
+
+func TestTheSecondForcedRefreshOfARevocationIsOnTimeHoweverManyOthersHang(t *testing.T) {
+	for name, way := range ways {
+		for _, fault := range []wechatsim.Fault{{Kind: "hang"}, {Kind: "drip", Hang: 907 * time.Millisecond, Errcode: 40001, Errmsg: "x", Mode: "forced"}} {
+			t.Run(name+"/"+fault.Kind, func(t *testing.T) {
+				inBubble(t, wechatsim.Account{TokenLength: 16}, func(t *testing.T, m *mount) {
+					own := withOwnServer(m, wechatsim.Account{})
+					m.write("victim", nil)
+					const n = 400
+					m.settle(own, n, way, wechatsim.Account{}, map[string]any{"verify": false})
+					for i := range n {
+						name, _ := way(i)
+						m.ok(logical.UpdateOperation, "rotate/"+name, map[string]any{"revoke": true})
+					}
+					own.Inject(fault)
+					for range 3 {
+						time.Sleep(20 * time.Second)
+						m.ok(logical.UpdateOperation, "rotate/victim", map[string]any{"revoke": true})
+						time.Sleep(forcedSpacing + 2*time.Second)
+						require.NotEqual(t, "pending", m.statusOf("victim")["revocation"])
+						time.Sleep(2 * time.Minute)
+					}
+					for i := range n {
+						name, _ := way(i)
+						require.Equal(t, slowRevokeLane, m.keeper.lookup(name).errand().kind)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestAReplacementIsNoticedInTimeHoweverManyOthersBeginToHang(t *testing.T) {
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{TokenLength: 16}, func(t *testing.T, m *mount) {
+				own := withOwnServer(m, wechatsim.Account{})
+				m.write("victim", map[string]any{"sync_interval": 60})
+				m.settle(own, slowTenants, way, wechatsim.Account{Lifetime: 400 * time.Second}, nil)
+				own.Inject(wechatsim.Fault{Kind: "hang"})
+				time.Sleep(112 * time.Second) // they are due
+				m.sim.ForceOutside(testAppID)
+				time.Sleep(62 * time.Second)
+				m.read("victim")
+			})
+		})
+	}
 }

@@ -13,11 +13,12 @@ import (
 // for.
 const revocationAge = day
 
-// The distances of a revocation's attempts. One that gets the same token again
-// counts at WeChat: a day of them leaves something of the day's budget.
+// The distances of a revocation's attempts. One that gets the same token again,
+// or an answer that does not tell what became of it, counts for the day's budget: a day
+// of them leaves something of it.
 var (
 	backoffRevocation = backoff{forcedSpacing, 10 * time.Minute}
-	backoffSame       = backoff{forcedSpacing, 4 * time.Hour}
+	backoffCounted    = backoff{forcedSpacing, 4 * time.Hour}
 )
 
 // revocation is the record of a leak response that is not complete: the token has to

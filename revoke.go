@@ -111,10 +111,14 @@ func (a *account) revoke(s logical.Storage, st *state, r *revocation) {
 			return
 		case err != nil:
 			a.log.Warn("a revocation waits for its forced refresh", "account", a.name, "appid", cfg.AppID, "error", err)
-			r.retry(backoffRevocation, err)
+			if hadNoEffect(err) {
+				r.retry(backoffRevocation, err)
+			} else {
+				r.retry(backoffCounted, err)
+			}
 			return
 		case done.same:
-			r.retry(backoffSame, nil)
+			r.retry(backoffCounted, nil)
 			return
 		case done.state.forced() < r.Target: // the first of the two was never made
 			r.next = wallClock().Add(forcedSpacing)

@@ -142,11 +142,21 @@ func TestARevocationStaysPendingWhileWeChatHandsOutTheSameToken(t *testing.T) {
 	})
 }
 
-func TestTheSameTokenAgainIsAskedForWithGrowingDistance(t *testing.T) {
+func TestForcedCallsThatCountAndDoNotHelpAreMadeWithGrowingDistance(t *testing.T) {
+	for name, fault := range map[string]wechatsim.Fault{
+		"the same token again": {Kind: "sametoken", Mode: "forced"},
+		"WeChat is busy":       {Kind: "errcode", Errcode: -1, Mode: "forced"},
+	} {
+		t.Run(name, func(t *testing.T) { growingDistance(t, fault) })
+	}
+}
+
+func growingDistance(t *testing.T, fault wechatsim.Fault) {
+	t.Helper()
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.sim.Inject(wechatsim.Fault{Kind: "sametoken", Mode: "forced"})
+		m.sim.Inject(fault)
 		m.ticks(60)
 		var forced []time.Time
 		for _, call := range m.sim.Calls("") {
@@ -162,7 +172,7 @@ func TestTheSameTokenAgainIsAskedForWithGrowingDistance(t *testing.T) {
 		}
 		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
 		m.sim.ClearFaults()
-		m.ticks(int(backoffSame.most / time.Minute))
+		m.ticks(int(backoffCounted.most / time.Minute))
 		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
 		_, effective := m.forcedCalls()
 		require.Equal(t, 2, effective)

@@ -100,19 +100,23 @@ func TestNoKindOfWorkAndNoHostDelaysTheOthers(t *testing.T) {
 		},
 		"a host that became slow, on many levels": {
 			func(n int) errand { return errand{level: fmt.Sprintf("team-%d/", n), host: "slow.example.com"} },
-			errand{}, share(laneWorkers[fastLane]),
+			errand{},
+			share(laneWorkers[fastLane]),
 		},
 		"a level that became slow, with many hosts": {
 			func(n int) errand { return errand{level: "team-e/", host: fmt.Sprint(n)} },
-			errand{}, share(laneWorkers[fastLane]),
+			errand{},
+			share(laneWorkers[fastLane]),
 		},
 		"a level that became slow, with many hosts and levels below": {
 			func(n int) errand { return errand{level: fmt.Sprintf("team-e/%d/%d/", n%7, n%30), host: fmt.Sprint(n)} },
-			errand{level: "team-f/"}, share(laneWorkers[fastLane]),
+			errand{level: "team-f/"},
+			share(laneWorkers[fastLane]),
 		},
 		"a level below another": {
 			func(n int) errand { return errand{level: "company/team-e/", host: fmt.Sprint(n)} },
-			errand{level: "company/team-f/"}, share(share(laneWorkers[fastLane])),
+			errand{level: "company/team-f/"},
+			share(share(laneWorkers[fastLane])),
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -200,7 +204,7 @@ func TestNothingWaitsWhileThereIsAPlaceForIt(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		var mu sync.Mutex
 		worked := 0
-		work := func(d *dozer) {
+		work := func(_ *dozer) {
 			mu.Lock()
 			worked++
 			took := time.Duration(1+random.IntN(5000)) * time.Millisecond

@@ -459,7 +459,7 @@ func TestTheSecondForcedRefreshOfARevocationIsOnTimeHoweverManyOthersHang(t *tes
 func TestAReplacementIsNoticedInTimeHoweverManyOthersBeginToHang(t *testing.T) {
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{TokenLength: 16}, func(t *testing.T, m *mount) {
+			inBubble(t, wechatsim.Account{TokenLength: 16}, func(_ *testing.T, m *mount) {
 				own := withOwnServer(m, wechatsim.Account{})
 				m.write("victim", map[string]any{"sync_interval": 60})
 				m.settle(own, slowTenants, way, wechatsim.Account{Lifetime: 400 * time.Second}, nil)

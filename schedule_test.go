@@ -29,6 +29,7 @@ type dozer struct {
 	name string
 	is   errand
 	at   place
+	took time.Duration // for tests whose work takes that
 }
 
 func (d *dozer) place() *place  { return &d.at }
@@ -204,12 +205,11 @@ func TestNothingWaitsWhileThereIsAPlaceForIt(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		var mu sync.Mutex
 		worked := 0
-		work := func(_ *dozer) {
+		work := func(d *dozer) {
 			mu.Lock()
 			worked++
-			took := time.Duration(1+random.IntN(5000)) * time.Millisecond
 			mu.Unlock()
-			time.Sleep(took)
+			time.Sleep(d.took)
 		}
 		scheduleBubble(t, work, func(s *schedule) {
 			const n = 800
@@ -217,7 +217,8 @@ func TestNothingWaitsWhileThereIsAPlaceForIt(t *testing.T) {
 			for range n {
 				level := []string{"", "a/", "a/b/", "a/c/", "d/", fmt.Sprintf("e/%d/", random.IntN(20))}[random.IntN(6)]
 				host := []string{"x", "x", "x", "y", fmt.Sprint(random.IntN(50))}[random.IntN(5)]
-				s.set(&dozer{is: errand{level: level, host: host}}, begin.Add(time.Duration(random.IntN(6000))*time.Millisecond))
+				took := time.Duration(1+random.IntN(5000)) * time.Millisecond
+				s.set(&dozer{is: errand{level: level, host: host}, took: took}, begin.Add(time.Duration(random.IntN(6000))*time.Millisecond))
 			}
 			for range 1000 {
 				time.Sleep(100 * time.Millisecond)

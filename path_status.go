@@ -183,7 +183,7 @@ func (b *backend) listStatus(ctx context.Context, req *logical.Request, data *fr
 
 const statusHelp = `
 Reading status/<name> tells how an account is: "healthy", "degraded" (the last
-attempt to get a token failed, the current one still holds), "failing" (there is
+attempt to get a token failed, the current one is valid), "failing" (there is
 no valid token) or "pending" (nobody has read a token yet). "last_error" says
 what WeChat answered, in which class that falls, and what to do about it. What
 failed is kept in memory: it is forgotten at a restart and at a write of the

@@ -163,7 +163,7 @@ func TestValidTokenIsServedWhileWeChatFails(t *testing.T) {
 		word     string // in the warning
 		attempts int    // calls, the first of which succeeded, to wait for
 	}{
-		"server-error": {wechatsim.Fault{Kind: "status", Status: 503}, "503", 4},
+		"server-error": {wechatsim.Fault{Kind: "status", Status: 503}, "server error", 4},
 		"hanging":      {wechatsim.Fault{Kind: "hang"}, "no answer", 4},
 		"refusal":      {errcode(40125), "errcode 40125", 2},
 	} {
@@ -243,7 +243,7 @@ func TestReadFailsAfterTheTokensEnd(t *testing.T) {
 		}
 		return err != nil
 	})
-	refused(t, err, http.StatusBadGateway, "503", "what to do")
+	refused(t, err, http.StatusBadGateway, "server error", "what to do")
 	e.ClearFaults()
 	eventually(t, patience, "there is a token again", func() bool {
 		_, err := e.readToken("myapp")

@@ -319,7 +319,7 @@ func TestHammeringReadersCostWeChatLittle(t *testing.T) {
 		"frozen secret":     {errcode(40243), http.StatusBadRequest, "errcode 40243", 1},
 		"quota of a minute": {errcode(45011), http.StatusTooManyRequests, "errcode 45011", 1},
 		// After 0, 1, 3 and 7 seconds; jitter shortens waits by up to a quarter.
-		"server error": {wechatsim.Fault{Kind: "status", Status: 503}, http.StatusBadGateway, "503", 5},
+		"server error": {wechatsim.Fault{Kind: "status", Status: 503}, http.StatusBadGateway, "server error", 5},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

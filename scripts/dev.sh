@@ -182,6 +182,11 @@ To write the account again, and to ask the simulator whether it accepts the toke
 
     export WECHAT_SECRET=$secret
     curl "$base_url/cgi-bin/getcallbackip?access_token=\$(vault read -field=access_token wechat/token/demo)"
+
+To log a user in without an AppSecret, with a code as wx.login gives one:
+
+    code=\$(curl -s -X POST "$base_url/_sim/accounts/$appid/codes" | sed 's/.*"code":"\([^"]*\)".*/\1/')
+    printf %s "\$code" | vault write wechat/code2session/demo js_code=-
 EOF
 fi
 

@@ -347,6 +347,9 @@ func TestManyReadersWhoseCallsForcedRefreshesMakeVoidDoNotWaitForEachOther(t *te
 		over := make(chan struct{})
 		var all sync.WaitGroup
 		all.Go(func() {
+			// Never in the very moment in which a reader's call or patience ends: who comes
+			// to its end while a forced call is in the air gets an error, rightly.
+			time.Sleep(50 * time.Millisecond)
 			for {
 				select {
 				case <-over:

@@ -690,11 +690,15 @@ func reportAnsweredLate(t *testing.T, e *engine) func(*testing.T) {
 			answer, err = e.refresh("myapp", accessToken(old))
 			return err == nil
 		})
-		is(t, answer.Data, fields{"changed": true})
 		otherToken(t, old, e.token(t, "myapp"))
 		e.sawForced(t, account, 0, 0)
-		if n := e.calls(account); n > 3 {
-			t.Errorf("there were %d calls, want at most those of the write and of the two reports", n)
+		// A client repeats a report whose answer the disturbance took. The instance that
+		// comes then may find the new token in storage, and knows nothing of the old one.
+		switch n := e.calls(account); {
+		case n <= 3:
+			is(t, answer.Data, fields{"changed": true})
+		case n > 4:
+			t.Errorf("there were %d calls, want at most those of the write, of the two reports and of one that was repeated", n)
 		}
 	}
 }

@@ -100,8 +100,11 @@ const (
 
 var apis = []api{apiStableToken, apiCode2Session, apiOAuth2, apiClearQuota, apiTicket}
 
-// errcodeQuota is WeChat's refusal for a daily quota that is used up.
-const errcodeQuota = 45009
+// WeChat's refusals for a quota that is used up.
+const (
+	errcodeQuota       = 45009 // the day's
+	errcodeMinuteQuota = 45011
+)
 
 // errcodes holds every errcode of stable_token. WeChat's errcodes are one
 // numbering for all of its calls: what another call's own table below does not

@@ -73,12 +73,6 @@ const (
 	errcodeOther = "other" // one that is not documented
 )
 
-// The errcodes of quotas that alerts look at.
-const (
-	errcodeDayQuota    = "45009"
-	errcodeMinuteQuota = "45011"
-)
-
 // callBuckets are upper bounds of the time that a call of WeChat takes, in seconds.
 // The longest request_timeout is the last.
 var callBuckets = []float64{.025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
@@ -127,10 +121,10 @@ func newMetrics() *metrics {
 	}, []string{"api"})
 	for _, a := range apis {
 		m.calls.WithLabelValues(string(a), resultOK, errcodeNone)
-		m.calls.WithLabelValues(string(a), string(classQuota), errcodeDayQuota)
+		m.calls.WithLabelValues(string(a), string(classQuota), errcodeLabel(a, errcodeQuota))
 		m.durations.WithLabelValues(string(a))
 	}
-	m.calls.WithLabelValues(string(apiStableToken), string(classQuota), errcodeMinuteQuota)
+	m.calls.WithLabelValues(string(apiStableToken), string(classQuota), errcodeLabel(apiStableToken, errcodeMinuteQuota))
 
 	m.storageFailures = m.counters("storage_failures_total", "Operations of Vault's storage that failed, by operation.", "operation")
 	for _, operation := range []string{"list", "get", "put", "delete"} {

@@ -178,7 +178,6 @@ func (a *account) moveRevocation(ctx context.Context, s logical.Storage, st *sta
 	if known := a.revocation.Load(); r == nil && known != nil && known.open(a.name, st) {
 		moved := *known // by the clock that was set it would be over
 		r, moved.failures = &moved, 0
-		moved.keepDistance()
 	}
 	if r == nil {
 		return nil, err
@@ -186,8 +185,8 @@ func (a *account) moveRevocation(ctx context.Context, s logical.Storage, st *sta
 	r.AccountID, r.Target, r.Epoch = cfg.ID, r.Target-st.forced(), 0
 	if last := st.appid.lastForced(); last.After(r.Requested) {
 		r.Requested = last
-		r.keepDistance()
 	}
+	r.keepDistance()
 	return r, r.announce(ctx, s)
 }
 

@@ -184,7 +184,7 @@ func TestAConnectionInTheMakingEndsWithItsCall(t *testing.T) {
 				}}
 				defer client.close()
 				var serving sync.WaitGroup
-				serving.Go(func() { silently(pipe, &serving) })
+				serveConns(pipe, &serving, silently)
 				defer serving.Wait()
 				defer pipe.Close()
 
@@ -208,19 +208,25 @@ func TestAConnectionInTheMakingEndsWithItsCall(t *testing.T) {
 	}
 }
 
-// silently takes connections, and whatever is sent on them, and never says a word.
-func silently(listener net.Listener, serving *sync.WaitGroup) {
-	for {
-		conn, err := listener.Accept()
-		if err != nil {
-			return
+// serveConns hands every connection to handle, until the listener is closed. serving
+// ends with the last of them.
+func serveConns(listener net.Listener, serving *sync.WaitGroup, handle func(conn net.Conn)) {
+	serving.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer conn.Close()
+				handle(conn)
+			})
 		}
-		serving.Go(func() {
-			defer conn.Close()
-			_, _ = io.Copy(io.Discard, conn)
-		})
-	}
+	})
 }
+
+// silently takes whatever is sent, and never says a word.
+func silently(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
 
 // onClose tells of the first closing of a connection.
 type onClose struct {
@@ -630,18 +636,7 @@ func raw(t *testing.T, handle func(conn net.Conn)) string {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				defer conn.Close()
-				handle(conn)
-			})
-		}
-	})
+	serveConns(listener, &serving, handle)
 	t.Cleanup(func() {
 		_ = listener.Close()
 		serving.Wait()

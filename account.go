@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -198,7 +197,7 @@ func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := newState(cfg, ap, tok, rand.Float64()) //nolint:gosec // jitter needs no secrecy
+	st := newState(cfg, ap, tok, randomFraction())
 	if a.last.sameAccount(cfg) {
 		st = st.remember(a.last)
 		// What memory remembers may be of credentials that were never stored.

@@ -2,9 +2,7 @@ package wechat
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -146,13 +144,6 @@ func (h *history) UnmarshalJSON(raw []byte) error {
 		h.Forced = append(h.Forced, f)
 	}
 	return nil
-}
-
-// newEpoch returns a number that no forced call has had yet.
-func newEpoch() int64 {
-	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return int64(binary.BigEndian.Uint64(b[:])>>1) | 1
 }
 
 // historyKey is where the history of an appid at an upstream is stored. At WeChat

@@ -3,7 +3,7 @@
 // once, applications read its current token. docs/design.md has the ideas; the files
 // are best read in this order, in which each uses only those before it:
 //
-//	limits.go, clock.go   what WeChat documents in numbers; the wall clock, how times are shown
+//	limits.go, clock.go, random.go  what WeChat documents in numbers; the wall clock, how times are shown; all randomness
 //	errcode.go, problem.go  what WeChat's codes mean; a failed attempt and its words
 //	scrub.go, answer.go, transport.go, client.go  texts without secrets, answers, connections, and the one funnel of all calls
 //	metrics.go            the counters of what happens

@@ -3,7 +3,6 @@ package wechat
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -121,10 +120,10 @@ func (cfg *config) update(data *framework.FieldData) (*config, error) {
 		return nil, errors.New("proxy_url would send the secret in the clear to an http base_url, which is on this machine: write one of the two without the other")
 	}
 	if cfg == nil || next.AppID != cfg.AppID || next.BaseURL != cfg.BaseURL || next.CAPEM != cfg.CAPEM {
-		next.ID = rand.Text()
+		next.ID = randomText()
 	}
 	if cfg == nil || next.ID != cfg.ID || next.Secret != cfg.Secret {
-		next.Credentials = rand.Text()
+		next.Credentials = randomText()
 	}
 	return next, nil
 }

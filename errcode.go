@@ -1,7 +1,6 @@
 package wechat
 
 import (
-	"math/rand/v2"
 	"net/http"
 	"time"
 )
@@ -56,7 +55,7 @@ func (b backoff) after(n int) time.Duration {
 		}
 	}
 	if d > b.first {
-		d = max(b.first, d-rand.N(d/4)) //nolint:gosec // jitter needs no secrecy
+		d = max(b.first, d-time.Duration(randomFraction()*float64(d/4)))
 	}
 	return d
 }

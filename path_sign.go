@@ -2,7 +2,6 @@ package wechat
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha1" //nolint:gosec // WeChat's signature is one
 	"encoding/hex"
 	"errors"
@@ -105,7 +104,7 @@ func (b *backend) sign(ctx context.Context, req *logical.Request, name, page str
 	if st == nil {
 		return unknownAccount(req, name), nil
 	}
-	nonce := rand.Text()
+	nonce := randomText()
 	resp := &logical.Response{Data: map[string]any{
 		"appid":     st.appID,
 		"timestamp": now.Unix(),

@@ -2,7 +2,6 @@ package wechat
 
 import (
 	"crypto/sha256"
-	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -126,7 +125,7 @@ func (f *failure) recent(now time.Time) bool {
 
 // syncJitter is the part of sync_interval until the next comparison. Accounts that
 // were loaded together drift apart by up to a tenth of it each time.
-func syncJitter() float64 { return 0.9 + 0.1*rand.Float64() } //nolint:gosec // jitter needs no secrecy
+func syncJitter() float64 { return 0.9 + 0.1*randomFraction() }
 
 // newState is what storage tells of an account. The first comparison with WeChat
 // comes within firstSync, spread over it by jitter, from 0 to 1.

@@ -124,13 +124,24 @@ func (a *account) wake() { a.schedule.set(a, wallClock()) }
 // change it.
 func (a *account) version(ap *appid) uint64 { return a.generation.Load() + ap.stale.Load() }
 
-// current returns what is known of the account, nil if it has to be loaded.
+// current returns what is known of the account, nil if it has to be loaded. What was
+// noted before the clock was set back is checked anew at each call, until the lock's
+// next holder replaces it.
 func (a *account) current() *state {
 	st := a.state.Load()
 	if st == nil || st.version != a.version(st.appid) {
 		return nil
 	}
+	if now := wallClock(); st.era != era() {
+		return recheck(st, now)
+	}
 	return st
+}
+
+// recheck is the state st after the clock was set back to now.
+func recheck(st *state, now time.Time) *state {
+	st.appid.clockSetBack(now)
+	return st.recheck(now)
 }
 
 // setState replaces the state. The caller holds the lock.
@@ -205,8 +216,8 @@ func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
 	}
 	if st.token != nil {
 		ap.recall(st.token)
-		if now := wallClock(); st.token.RotatedAt.Sub(now) > clockTolerance {
-			st = st.recheck(now) // the clock was set back since
+		if now := wallClock(); st.token.liesAhead(now) {
+			st = recheck(st, now) // the clock was set back since
 		}
 	}
 	st.version = generation + stale
@@ -350,6 +361,20 @@ func (a *account) retryTickets(failed func(*problem) bool) {
 		now := wallClock()
 		if ts := t.state.Load(); ts != nil && ts.failure != nil && failed(ts.failure.problem) &&
 			t.state.CompareAndSwap(ts, ts.retried(now)) {
+			a.schedule.set(t, now)
+		}
+	}
+}
+
+// recheckTickets has the tickets compared at once after the clock was set back to now.
+func (a *account) recheckTickets(now time.Time) {
+	for kind := range ticketTypes {
+		t := a.tickets[kind].Load()
+		if t == nil {
+			continue
+		}
+		t.used.Store(min(t.used.Load(), now.Unix()))
+		if ts := t.state.Load(); ts != nil && t.state.CompareAndSwap(ts, ts.recheck(now)) {
 			a.schedule.set(t, now)
 		}
 	}

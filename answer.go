@@ -32,6 +32,11 @@ type tokenAnswer struct {
 	asked    time.Time     // when the request was sent: the life left counts from here at the latest
 	answered time.Time     // when the answer was read
 	lifetime time.Duration // whole seconds, 1 s to maxLifetime
+
+	// era is that of the clock when the request was sent, and ends the token's end by
+	// the steady clock.
+	era  int64
+	ends time.Time
 }
 
 // session is what a mini program's login code was worth.

@@ -70,6 +70,7 @@ type appid struct {
 	forcer   string        // the account whose call that is
 	latest   latest        // the token that WeChat named last in this epoch
 	answers  uint64        // grows with each change of epoch or latest
+	era      int64         // of the clock when times that lay ahead were last corrected
 	members  []member      // the accounts in memory, nearly always one
 }
 
@@ -403,11 +404,17 @@ func (ap *appid) begin(epoch int64) {
 // since then.
 func (ap *appid) changedAt() time.Time { return time.Unix(0, ap.since.Load()) }
 
-// clockSetBack keeps changedAt from lying ahead of a clock that was set back.
+// clockSetBack keeps what is remembered from lying ahead of a clock that was set back to
+// now. How long the latest token lives is then not known: that WeChat names another one
+// shows no replacement by anyone.
 func (ap *appid) clockSetBack(now time.Time) {
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
-	ap.since.Store(min(ap.since.Load(), now.UnixNano()))
+	if present := era(); ap.era != present {
+		ap.era = present
+		ap.since.Store(min(ap.since.Load(), now.UnixNano()))
+		ap.latest = latest{}
+	}
 }
 
 // save writes the history to storage if the stored one is older.

@@ -144,7 +144,7 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, kind strin
 // tick is called by Vault once a minute, with locks held that stall seal and
 // reload: it only nudges the background.
 func (b *backend) tick(context.Context, *logical.Request) error {
-	b.keeper.tick(readClock())
+	b.keeper.tick()
 	return nil
 }
 

@@ -22,7 +22,7 @@ import (
 var clockAhead atomic.Int64
 
 func TestMain(m *testing.M) {
-	wallClock = func() time.Time { return time.Now().Round(0).Add(time.Duration(clockAhead.Load())) }
+	machineClock = func(steady time.Time) time.Time { return steady.Round(0).Add(time.Duration(clockAhead.Load())) }
 	// A dependency of the SDK starts this one with the process.
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("go.opencensus.io/stats/view.(*worker).start"))
 }

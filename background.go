@@ -162,27 +162,26 @@ func (a *account) maintain(s logical.Storage, st *state) {
 // background the push that its timer does not give while the machine is suspended, and
 // looks whether the clock was set back meanwhile: all times that are remembered are
 // then too late, and WeChat is asked how long each token still lives.
-func (k *keeper) tick(now clockReading) {
+func (k *keeper) tick() {
 	k.client.tidy()
 	k.schedule.fire()
+	now := wallClock()
 	k.mu.Lock()
-	last := k.clock
-	k.clock = now
 	var all []*account
-	back := last.wall.Add(now.steady.Sub(last.steady)).Sub(now.wall)
-	if back > clockTolerance && k.ctx.Err() == nil {
+	if present := era(); k.era != present && k.ctx.Err() == nil {
+		k.era = present
 		all = slices.Collect(maps.Values(k.accounts))
 	}
 	k.mu.Unlock()
 	if len(all) == 0 {
 		return
 	}
-	k.log.Warn("the clock was set back: WeChat is asked about every token", "by", back.Round(time.Second), "accounts", len(all))
+	k.log.Warn("the clock was set back: WeChat is asked about every token", "accounts", len(all))
 	k.schedule.busy.Go(func() {
 		var group errgroup.Group
 		group.SetLimit(loaders)
 		for _, a := range all {
-			group.Go(func() error { return k.recheck(a, now.wall) })
+			group.Go(func() error { return k.recheck(a, now) })
 		}
 		_ = group.Wait() // fails only while the mount is being closed
 	})
@@ -194,10 +193,10 @@ func (k *keeper) recheck(a *account, now time.Time) error {
 		return err
 	}
 	defer k.release(a)
-	if st := a.state.Load(); st != nil {
-		st.appid.clockSetBack(now)
-		a.setState(st.recheck(now))
+	if st := a.current(); st != nil {
+		a.setState(st)
 	}
+	a.recheckTickets(now)
 	if r := a.revocation.Load(); r != nil {
 		r.next = now.Add(forcedSpacing)
 	}

@@ -54,6 +54,7 @@ const (
 // unless ctx was cancelled.
 func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*tokenAnswer, error) {
 	var sent, received time.Time
+	noted, begun := era(), time.Now()
 	got, err := call(ctx, c, e, request{
 		api: apiStableToken, path: "/cgi-bin/stable_token",
 		body: map[string]any{
@@ -68,6 +69,7 @@ func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*toke
 		return nil, err
 	}
 	got.asked, got.answered = sent, received
+	got.era, got.ends = noted, begun.Add(got.lifetime)
 	return got, nil
 }
 

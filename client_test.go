@@ -129,11 +129,12 @@ func TestTheRequestIsTheDocumentedOne(t *testing.T) {
 func TestAGrantTellsWhatIsLeftSinceWhen(t *testing.T) {
 	overSim(t, func(t *testing.T, c *client, sim *wechatsim.Sim) {
 		sim.SetLatency(2 * time.Second)
-		start := wallClock()
+		start, steady := wallClock(), time.Now()
 		first, err := c.stableToken(t.Context(), testEndpoint(), false)
 		require.NoError(t, err)
 		require.Equal(t, &tokenAnswer{
 			token: sim.Current(testAppID), asked: start, answered: start.Add(2 * time.Second), lifetime: 7200 * time.Second,
+			era: era(), ends: steady.Add(7200 * time.Second),
 		}, first)
 
 		time.Sleep(1000 * time.Second)

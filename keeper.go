@@ -30,14 +30,16 @@ type keeper struct {
 
 	mu       sync.RWMutex
 	accounts map[string]*account // guarded by mu
-	clock    clockReading        // when Vault's tick came last; guarded by mu
+	era      int64               // of the clock at Vault's last tick; guarded by mu
 }
 
 func newKeeper(log hclog.Logger, c *client, sender logical.EventSender, writable func() bool) *keeper {
 	k := &keeper{
 		common: &common{log: log, client: c, metrics: newMetrics(), writable: writable},
-		loaded: make(chan struct{}), clock: readClock(), accounts: make(map[string]*account),
+		loaded: make(chan struct{}), accounts: make(map[string]*account),
 	}
+	wallClock() // whatever was set back before is history
+	k.era = era()
 	c.observe = k.metrics.called
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.events = &events{ctx: k.ctx, log: log, sender: sender, busy: &k.schedule.busy, dropped: k.metrics.eventsDropped}

@@ -90,6 +90,9 @@ type state struct {
 	earlier [][sha256.Size]byte // digests of the tokens before the current one, the latest first
 
 	version uint64 // of the storage this was read from, see account.version
+
+	era  int64     // of the machine's clock when the first of these times was noted
+	ends time.Time // the token's end by the steady clock
 }
 
 // failure is what is remembered of the attempts that failed since the last one
@@ -130,11 +133,12 @@ func syncJitter() float64 { return 0.9 + 0.1*randomFraction() }
 // newState is what storage tells of an account. The first comparison with WeChat
 // comes within firstSync, spread over it by jitter, from 0 to 1.
 func newState(cfg *config, ap *appid, t *token, jitter float64) *state {
-	st := (&state{appid: ap}).configured(cfg)
+	st := (&state{appid: ap, era: era()}).configured(cfg)
 	if t == nil || t.AccountID != cfg.ID {
 		return st
 	}
 	st.token = t
+	st.ends = time.Now().Add(t.end().Sub(wallClock()))
 	st.accepted = t.Credentials == cfg.Credentials
 	st.due = dueAt(t.RotatedAt, t.end().Sub(t.RotatedAt))
 	st.scheduleSync(wallClock(), min(st.syncInterval, firstSync), jitter)
@@ -146,8 +150,9 @@ func newState(cfg *config, ap *appid, t *token, jitter float64) *state {
 func (st *state) remember(last *state) *state {
 	next := *st
 	if last.unstored != nil {
-		next.token, next.due, next.sync = last.token, last.due, last.sync
+		next.token, next.due, next.sync, next.ends = last.token, last.due, last.sync, last.ends
 	}
+	next.era = min(next.era, last.era)
 	next.failure, next.took, next.unstored, next.lastSuccess, next.compared = last.failure, last.took, last.unstored, last.lastSuccess, last.compared
 	next.rejections, next.lastRejection, next.earlier = last.rejections, last.lastRejection, last.earlier
 	return &next
@@ -319,6 +324,7 @@ func (g *tokenAnswer) due() time.Time {
 func (st *state) succeeded(g *tokenAnswer, t *token, jitter float64) *state {
 	next := *st
 	next.failure, next.lastSuccess, next.accepted = nil, g.answered, true
+	next.era, next.ends = min(st.era, g.era), g.ends
 	next.took = g.answered.Sub(g.asked)
 	changed := st.token == nil || st.token.AccessToken != t.AccessToken
 	if changed || t.end().Before(st.token.end()) || !g.asked.Before(st.dueTime()) {
@@ -346,11 +352,19 @@ func (st *state) failed(p *problem, begun, now time.Time, jitter float64) *state
 }
 
 // recheck is the state once the clock was set back to now: WeChat is to be asked
-// about the token at once, whatever failed before.
+// about the token at once, whatever failed before. Should WeChat not answer, the token
+// lives no longer than the steady clock allows.
 func (st *state) recheck(now time.Time) *state {
 	longAgo := now.Add(-minCallInterval)
 	next := *st
-	next.due = now
+	next.era, next.due, next.compared = era(), now, false
+	if st.token != nil {
+		if end := now.Add(min(time.Until(st.ends), maxLifetime)).UTC().Truncate(time.Second); end.Before(st.token.end()) {
+			cut := *st.token
+			cut.EndTime = end
+			next.token = &cut
+		}
+	}
 	if next.lastSuccess.After(longAgo) {
 		next.lastSuccess = longAgo
 	}

@@ -67,9 +67,9 @@ func TestAdopt(t *testing.T) {
 		"the same token at five seconds from its end": {granted("T1", 7195, 7200), old, after(0), after(7200)},
 		"the same token past its end by our clock":    {granted("T1", 7195.001, 300), old, after(0), after(7495)},
 		"another token":                               {granted("T2", 6910, 7200), old, after(6910), after(14110)},
-		"another token at the same moment":            {granted("T2", 0, 7200), old, after(0.001), after(7200)},
-		"another token in the same millisecond":       {granted("T2", 0.0009, 7200), old, after(0.001), after(7200)},
-		"another token at an earlier moment":          {granted("T2", -1, 7200), old, after(-1), after(7199)},
+		"another token at the same moment":            {granted("T2", 0, 7200), old, after(0.000001), after(7200)},
+		"another token in the same millisecond":       {granted("T2", 0.0009, 7200), old, after(0.000001), after(7200)},
+		"another token at an earlier moment":          {granted("T2", -1, 7200), old, after(-0.999999), after(7199)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := adopted(c.answer, c.old)

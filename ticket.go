@@ -238,6 +238,24 @@ func (ts *ticketState) retried(now time.Time) *ticketState {
 	return &next
 }
 
+// recheck is the state once the clock was set back to now.
+func (ts *ticketState) recheck(now time.Time) *ticketState {
+	next := *ts
+	next.failure = nil
+	if ts.ticket != nil {
+		next.compare = now
+		if ts.ticket.ConfirmedAt.After(now) {
+			confirmed := *ts.ticket
+			confirmed.ConfirmedAt = now.UTC().Truncate(time.Millisecond)
+			next.ticket = &confirmed
+		}
+	}
+	if !ts.storeAt.IsZero() {
+		next.storeAt = now
+	}
+	return &next
+}
+
 // trouble returns what last_error shows, nil if there is none.
 func (ts *ticketState) trouble() *failure {
 	if ts.failure != nil {

@@ -18,12 +18,21 @@ type token struct {
 	Version     int       `json:"version"`
 	AccountID   string    `json:"account_id"` // the config.ID it belongs to
 	AccessToken string    `json:"access_token"`
-	RotatedAt   time.Time `json:"last_vault_rotation"` // when it was asked for first, in milliseconds
+	RotatedAt   time.Time `json:"last_vault_rotation"` // when it was asked for first, in milliseconds; see distinguish
 	ExpireTime  time.Time `json:"expire_time"`         // in whole seconds, its end as it was told first
 
 	// EndTime is the token's end if WeChat has named an earlier one since, zero
 	// otherwise: ExpireTime is shown, and constant for one token.
 	EndTime time.Time `json:"end_time,omitzero"`
+
+	// TimedAt is when WeChat was asked for what ExpireTime says, zero if that was at
+	// RotatedAt.
+	TimedAt time.Time `json:"timed_at,omitzero"`
+
+	// LatestRotation is the latest RotatedAt of all tokens before, zero if this one's is
+	// later. SetBacks counts the tokens whose was not, because the clock was set back.
+	LatestRotation time.Time `json:"latest_rotation,omitzero"`
+	SetBacks       int       `json:"set_backs,omitempty"`
 
 	// Epoch is that of the appid when WeChat confirmed the token last.
 	Epoch int64 `json:"epoch"`
@@ -74,9 +83,8 @@ func tokenFrom(g *tokenAnswer, old *token, cfg *config, epoch int64, forced bool
 	same := old.AccessToken == g.token
 	if same {
 		t.keepTimes(g, old)
-	} else if t.RotatedAt.Equal(old.RotatedAt) {
-		// Another token never has the same time, however fast they follow.
-		t.RotatedAt = t.RotatedAt.Add(time.Millisecond)
+	} else {
+		t.distinguish(old)
 	}
 	if old.AccountID != cfg.ID {
 		return t
@@ -92,17 +100,43 @@ func tokenFrom(g *tokenAnswer, old *token, cfg *config, epoch int64, forced bool
 	return t
 }
 
+// distinguish gives t a RotatedAt that no token before it had, old being the last of
+// them. One that is not later than all of theirs, because the clock was set back or two
+// follow in one millisecond, is told apart by its microseconds: a thousand such tokens
+// bring another one with the same time only if they meet in the same millisecond as well.
+func (t *token) distinguish(old *token) {
+	t.SetBacks = old.SetBacks
+	latest := old.RotatedAt
+	if old.LatestRotation.After(latest) {
+		latest = old.LatestRotation
+	}
+	if t.RotatedAt.After(latest) {
+		return
+	}
+	t.LatestRotation = latest
+	t.SetBacks++
+	t.RotatedAt = t.RotatedAt.Add(time.Duration(t.SetBacks%1000) * time.Microsecond)
+}
+
+// liesAhead reports whether times of the token can only have been noted while the clock
+// was ahead of now.
+func (t *token) liesAhead(now time.Time) bool {
+	return t.RotatedAt.Sub(now) > clockTolerance || t.TimedAt.Sub(now) > clockTolerance || t.end().Sub(now) > maxLifetime+clockTolerance
+}
+
 // keepTimes gives t, made of an answer that brought the old token again, the times
 // of that token.
 func (t *token) keepTimes(g *tokenAnswer, old *token) {
-	t.RotatedAt = old.RotatedAt
+	t.RotatedAt, t.LatestRotation, t.SetBacks = old.RotatedAt, old.LatestRotation, old.SetBacks
 	if old.Epoch != t.Epoch {
 		t.CheckAt = g.answered.Add(forcedSpacing).UTC().Truncate(time.Second)
 	} else if g.asked.Before(old.CheckAt) {
 		t.CheckAt = old.CheckAt
 	}
 	if old.ExpireTime.Sub(g.answered) >= minTTL {
-		t.ExpireTime, t.EndTime = old.ExpireTime, old.EndTime
+		t.ExpireTime, t.EndTime, t.TimedAt = old.ExpireTime, old.EndTime, old.TimedAt
+	} else {
+		t.TimedAt = g.asked.UTC().Truncate(time.Second)
 	}
 	// The answer tells the end to within the time it took and a second.
 	if g.answered.Add(g.lifetime+time.Second).Before(t.end()) || g.end().After(t.end().Add(time.Second)) {

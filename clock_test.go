@@ -1,0 +1,254 @@
+package wechat
+
+import (
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
+)
+
+// momentsAhead is what may happen while the clock is ahead for less than the minute
+// between two of Vault's ticks: each has the engine note times.
+var momentsAhead = map[string]struct {
+	before func(m *mount) // while the clock is right
+	during func(m *mount) // while it is ahead
+	after  func(m *mount) // as soon as it is right again
+}{
+	"a first read succeeds": {
+		before: func(m *mount) { m.write("demo", map[string]any{"verify": false}) },
+		during: func(m *mount) { m.read("demo") },
+	},
+	"a first read fails": {
+		before: func(m *mount) { m.write("demo", map[string]any{"verify": false}) },
+		during: func(m *mount) {
+			m.sim.Inject(wechatsim.Fault{Kind: "reset"})
+			m.refused(logical.ReadOperation, "token/demo", nil)
+			m.sim.ClearFaults()
+		},
+	},
+	"a token seems to have ended": {
+		during: func(m *mount) { m.read("demo") },
+	},
+	"a token seems to have ended, and WeChat does not answer": {
+		during: func(m *mount) {
+			m.sim.Inject(wechatsim.Fault{Kind: "reset"})
+			_ = m.try(logical.ReadOperation, "token/demo", nil)
+			m.sim.ClearFaults()
+		},
+	},
+	"a comparison fails": {
+		before: func(m *mount) { m.write("demo", map[string]any{"sync_interval": "30m"}) },
+		during: func(m *mount) {
+			m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable})
+			m.rollbackTick()
+			synctest.Wait()
+			m.sim.ClearFaults()
+		},
+	},
+	"a report": {
+		during: func(m *mount) { m.refresh(m.sim.Current(testAppID)) },
+		after: func(m *mount) {
+			held := m.sim.Current(testAppID)
+			m.sim.ForceOutside(testAppID)
+			time.Sleep(minCallInterval)
+			require.Equal(m.t, true, m.refresh(held)["changed"], "it is not answered from what was heard ahead")
+		},
+	},
+	"a report that fails": {
+		during: func(m *mount) {
+			m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009})
+			m.refused(logical.UpdateOperation, "refresh/demo", nil)
+			m.sim.ClearFaults()
+		},
+		after: func(m *mount) { m.refresh(nil) },
+	},
+	"a forced refresh": {
+		during: func(m *mount) { m.ok(logical.UpdateOperation, "rotate/demo", nil) },
+	},
+	"a forced refresh whose answer is lost": {
+		during: func(m *mount) {
+			m.sim.Inject(wechatsim.Fault{Kind: "lost", Mode: "forced"})
+			m.refused(logical.UpdateOperation, "rotate/demo", nil)
+			m.sim.ClearFaults()
+		},
+	},
+	"a leak response": {
+		during: func(m *mount) { m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true}) },
+		after: func(m *mount) {
+			m.ticks(3)
+			require.NotContains(m.t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+			seen, effective := m.forcedCalls()
+			require.Equal(m.t, []int{2, 2}, []int{seen, effective})
+		},
+	},
+	"a leak response waits for its second step": {
+		before: func(m *mount) {
+			m.write("demo", nil)
+			m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+			m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40164, Mode: "forced"})
+		},
+		during: func(m *mount) {
+			m.rollbackTick()
+			time.Sleep(forcedSpacing)
+			m.sim.ClearFaults()
+		},
+		after: func(m *mount) {
+			m.ticks(3)
+			require.NotContains(m.t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+		},
+	},
+	"a configuration is written": {
+		during: func(m *mount) { m.write("demo", nil) },
+	},
+	"what WeChat answers cannot be stored": {
+		during: func(m *mount) {
+			m.storage.failing(writesFail)
+			m.refresh(nil)
+			m.sim.ForceOutside(testAppID)
+			time.Sleep(minCallInterval)
+			m.refresh(nil)
+			m.storage.failing(nil)
+		},
+		after: func(m *mount) {
+			m.ticks(2)
+			require.Equal(m.t, "healthy", m.statusOf("demo")["state"])
+		},
+	},
+	"a ticket": {
+		during: func(m *mount) { m.signs("demo") },
+		after: func(m *mount) {
+			calls := len(m.sim.CallsOf(wechatsim.APITicket, ""))
+			m.ticks(11)
+			require.Greater(m.t, len(m.sim.CallsOf(wechatsim.APITicket, "")), calls, "the background compares it")
+		},
+	},
+	"no ticket": {
+		during: func(m *mount) {
+			m.sim.Inject(wechatsim.Fault{API: wechatsim.APITicket, Kind: "errcode", Errcode: 48001})
+			m.refused(logical.UpdateOperation, "sign/demo", map[string]any{"url": "https://example.com/"})
+			m.sim.ClearFaults()
+		},
+	},
+	"a restart": {
+		during: func(m *mount) {
+			m.read("demo")
+			m.reopen()
+		},
+	},
+	"a replacement, and a restart after it": {
+		before: func(m *mount) { m.write("demo", map[string]any{"verify": false}) },
+		during: func(m *mount) { m.read("demo") },
+		after:  func(m *mount) { m.reopen() },
+	},
+	"an extension, and a restart after it": {
+		before: func(m *mount) {
+			m.write("demo", nil)
+			time.Sleep(maxLifetime - 45*time.Minute)
+		},
+		during: func(m *mount) { m.read("demo") },
+		after:  func(m *mount) { m.reopen() },
+	},
+}
+
+// A machine that resumes with its clock in local time, or with one that was wrong, is set
+// right within the minute. Whatever was noted in between, no dead token is handed out
+// afterwards, and no read fails.
+func TestEveryTimeThatLiesAheadIsHarmless(t *testing.T) {
+	for name, moment := range momentsAhead {
+		for _, by := range []time.Duration{8 * time.Hour, 50 * time.Minute, 15 * time.Minute} {
+			t.Run(name+", by "+by.String(), func(t *testing.T) {
+				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+					if moment.before != nil {
+						moment.before(m)
+					} else {
+						m.write("demo", nil)
+					}
+					m.ticks(1)
+					time.Sleep(10 * time.Second)
+					setClock(t, by)
+					moment.during(m)
+					time.Sleep(time.Second)
+					setClock(t, 0)
+					if moment.after != nil {
+						moment.after(m)
+					}
+					calls := m.calls()
+					for range 6 * 60 {
+						require.NoError(t, m.tokenOrError("demo"))
+						m.signs("demo")
+						m.ticks(1)
+					}
+					require.Less(t, m.calls()-calls, 40)
+				})
+			})
+		}
+	}
+}
+
+func TestATokenLivesNoLongerThanTheSteadyClockAllows(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		m.ticks(1)
+		setClock(t, 8*time.Hour)
+		m.read("demo")
+		setClock(t, 0)
+		m.sim.Inject(wechatsim.Fault{Kind: "reset"})
+		for begin := time.Now(); time.Since(begin) < maxLifetime-minTTL; {
+			require.NoError(t, m.tokenOrError("demo"))
+			m.ticks(1)
+		}
+		m.ticks(1)
+		require.Error(t, m.tokenOrError("demo"))
+	})
+}
+
+func TestNoTwoTokensHaveTheSameTimeHoweverOftenTheClockIsSetBack(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		start := time.Now()
+		tokens := map[any]any{} // by last_vault_rotation
+		for range 10 {
+			setClock(t, -time.Since(start)) // to the very millisecond of the first
+			for range 3 {
+				m.sim.ForceOutside(testAppID)
+				time.Sleep(minCallInterval)
+				m.refresh(nil)
+				got := m.read("demo")
+				require.NotContains(t, tokens, got["last_vault_rotation"])
+				tokens[got["last_vault_rotation"]] = got["access_token"]
+			}
+			m.reopen()
+		}
+	})
+}
+
+func TestAnEraBeginsWhenTheClockIsSetBack(t *testing.T) {
+	var e eras
+	begin := time.Now()
+	for _, step := range []struct {
+		passes, ahead time.Duration // since begin, by the steady clock; of the wall clock before that
+		era           int64
+	}{
+		{0, 0, 0},
+		{time.Minute, 0, 0},
+		{time.Minute, 3 * time.Second, 0},           // corrected forward
+		{2 * time.Minute, -time.Second, 0},          // and back, within the tolerance
+		{2 * time.Minute, -3 * time.Second, 1},      // little by little it is more
+		{3 * time.Minute, 8 * time.Hour, 1},         // asleep, or set forward
+		{4 * time.Minute, 8 * time.Hour, 1},         //
+		{4 * time.Minute, 0, 2},                     // set right
+		{5 * time.Minute, 0, 2},                     //
+		{5 * time.Minute, -24 * time.Hour, 3},       //
+		{5 * time.Minute, 8*time.Hour + 1, 3},       //
+		{5*time.Minute + 1, 8*time.Hour - 4e9, 3},   //
+		{5*time.Minute + 1, 8*time.Hour - 501e7, 4}, //
+	} {
+		e.notice(begin.Round(0).Add(step.passes+step.ahead), begin.Add(step.passes))
+		require.Equal(t, step.era, e.now.Load(), "%v", step)
+	}
+}

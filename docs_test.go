@@ -300,6 +300,20 @@ func TestBothTablesOfCompatibilityOfTheDocumentsHaveTheSameRows(t *testing.T) {
 	require.Equal(t, rows[0], rows[1])
 }
 
+// downloadBehavior is how the documents have OpenBao treat an image that it cannot get.
+var downloadBehavior = regexp.MustCompile("`plugin_download_behavior = \"([a-z]+)\"`")
+
+// OpenBao's constants, in its command/server/config.go.
+func TestTheDocumentsNameSettingsThatOpenBaoKnows(t *testing.T) {
+	for _, page := range []string{"docs/release.md", "docs/release.zh-CN.md"} {
+		named := downloadBehavior.FindAllStringSubmatch(readDocument(t, page).prose, -1)
+		require.NotEmpty(t, named, page)
+		for _, m := range named {
+			require.Contains(t, []string{"fail", "continue"}, m[1], page)
+		}
+	}
+}
+
 // metricRow is a row of a table of metrics.
 var metricRow = regexp.MustCompile("(?m)^\\| `(wechat_[a-z_]+)` \\|")
 

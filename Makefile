@@ -41,7 +41,8 @@ build: ## Build the plugin: bin/vault-plugin-secrets-wechat
 
 .PHONY: simulator
 simulator: ## Build the simulator of WeChat: bin/wechatsim
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o bin/wechatsim ./cmd/wechatsim
+	CGO_ENABLED=0 scripts/aloud.sh 'Building wechatsim' 'seconds, or half a minute on two cores if nothing of it is cached' \
+		go build -trimpath -buildvcs=false -o bin/wechatsim ./cmd/wechatsim
 
 .PHONY: dev
 dev: build simulator ## Try the plugin on a real Vault, until Ctrl-C
@@ -68,15 +69,16 @@ test: c-compiler format vet lint modules test-race test-release reproducible fuz
 
 .PHONY: test-unit
 test-unit: ## The quick loop: unit tests without the race detector
-	go test ./...
+	scripts/aloud.sh 'Running the unit tests' 'half a minute, and two minutes more if nothing is compiled' go test ./...
 
 .PHONY: test-race
 test-race: c-compiler
-	CGO_ENABLED=1 go test -race -shuffle=on -timeout 30m ./...
+	CGO_ENABLED=1 scripts/aloud.sh 'Running the unit tests with the race detector' 'about five minutes on two cores' \
+		go test -race -shuffle=on -timeout 30m ./...
 
 .PHONY: test-release
 test-release:
-	cd scripts/release && go test ./...
+	cd scripts/release && ../aloud.sh 'Testing the release tool' 'about a minute' go test ./...
 
 .PHONY: reproducible
 reproducible: ## Build twice, in two folders and for two users, and compare
@@ -90,7 +92,8 @@ fuzz: ## Run every fuzz target for a short while; FUZZ=1000000 for longer
 e2e: build simulator ## End-to-end tests on a real Vault
 	@rm -f $(NOT_RUN)
 	vault=$$(scripts/vault.sh) && \
-	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) NOT_RUN=$$PWD/$(NOT_RUN) go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+	VAULT_BIN=$$vault WECHAT_PLUGIN=$$PWD/bin/$(PLUGIN) NOT_RUN=$$PWD/$(NOT_RUN) \
+	scripts/aloud.sh 'Running the end-to-end tests' 'about ten minutes' go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
 # Last, so that it is seen: what a machine cannot test must not look tested.
 	@if [ -s $(NOT_RUN) ]; then echo 'NOT RUN on this machine:'; sort $(NOT_RUN) | sed 's/^/  /'; fi
 
@@ -100,8 +103,10 @@ compat: build simulator ## End-to-end tests on older Vaults, or on VAULT_BIN's s
 
 .PHONY: bench
 bench: build ## Measure a real Vault, see docs/benchmarks.md; BENCH='-runs 1' for a quick look
-	CGO_ENABLED=0 go build -trimpath -o bin/bench ./bench
-	CGO_ENABLED=0 go build -trimpath -o bin/bench-floor ./bench/floor
+	CGO_ENABLED=0 scripts/aloud.sh 'Building the benchmark' 'seconds, or a minute on two cores if nothing of it is cached' \
+		go build -trimpath -o bin/bench ./bench
+	CGO_ENABLED=0 scripts/aloud.sh 'Building what it is compared with' 'seconds' \
+		go build -trimpath -o bin/bench-floor ./bench/floor
 	vault=$$(scripts/vault.sh) && \
 	kv=$$(scripts/pinned.sh kv 'half a minute on two cores' -ldflags='-s -w') && \
 	VAULT_BIN=$$vault WECHAT_PLUGIN=bin/$(PLUGIN) KV_PLUGIN=$$kv FLOOR_PLUGIN=bin/bench-floor BEFORE_PLUGIN=$(BEFORE) exec bin/bench $(BENCH)
@@ -125,18 +130,20 @@ format:
 
 .PHONY: lint
 lint: ## Run golangci-lint
-	golangci_lint=$$(scripts/lint.sh) && "$$golangci_lint" run && cd scripts/release && "$$golangci_lint" run
+	golangci_lint=$$(scripts/lint.sh) && \
+	scripts/aloud.sh 'Linting' 'seconds, or five minutes on two cores if nothing is cached' "$$golangci_lint" run && \
+	cd scripts/release && ../aloud.sh 'Linting the release tool' 'likewise' "$$golangci_lint" run
 
 .PHONY: vet
 vet:
-	go vet -tags e2e ./...
-	cd scripts/release && go vet ./...
+	scripts/aloud.sh 'Vetting' 'seconds, or two minutes on two cores if nothing is cached' go vet -tags e2e ./...
+	cd scripts/release && ../aloud.sh 'Vetting the release tool' 'likewise' go vet ./...
 
 .PHONY: modules
 modules:
 	go mod tidy -diff
-	go mod verify
-	cd scripts/release && go mod tidy -diff && go mod verify
+	scripts/aloud.sh 'Verifying the modules' 'about half a minute' go mod verify
+	cd scripts/release && go mod tidy -diff && ../aloud.sh 'Verifying those of the release tool' 'seconds' go mod verify
 
 .PHONY: clean
 clean: ## Remove bin/ and dist/

@@ -15,6 +15,8 @@ cd "$(dirname "$0")/.."
 
 # Each default of Go's: a variable set here overrides `go env -w` too.
 export GOFLAGS= GOEXPERIMENT= GOFIPS140=off GOWORK=off GOAMD64=v1 GOARM64=v8.0 CGO_ENABLED=0
-exec go build -trimpath -buildvcs=false \
+what="Building ${file##*/} $version for $(go env GOOS)/$(go env GOARCH)"
+exec scripts/aloud.sh "$what" 'seconds, or two minutes on two cores if nothing of it is cached' \
+	go build -trimpath -buildvcs=false \
 	-ldflags "-s -w -X github.com/vault-wechat/vault-plugin-secrets-wechat.Version=$version" \
 	-o "$file" ./cmd/vault-plugin-secrets-wechat

@@ -63,7 +63,8 @@ run() {
 	fi
 	echo "=== $host"
 	{
-		VAULT_BIN=$1 NOT_RUN=$results/not-run go test -tags e2e -count=1 -v -timeout 30m -skip '^TestCluster' ./e2e && status=0 || status=$?
+		VAULT_BIN=$1 NOT_RUN=$results/not-run scripts/aloud.sh "Running the end-to-end tests on $host" 'about ten minutes' \
+			go test -tags e2e -count=1 -v -timeout 30m -skip '^TestCluster' ./e2e && status=0 || status=$?
 		echo "$status" >"$results/status"
 	} 2>&1 | tee "$results/log"
 	status=$(cat "$results/status")

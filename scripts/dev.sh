@@ -149,6 +149,7 @@ EOF
 	cat "$work/vault.log" >&2
 	fail 'Vault did not start; its log is above.'
 }
+say 'Starting Vault takes some seconds.'
 start_vault
 say "Vault runs at $VAULT_ADDR."
 

@@ -42,7 +42,6 @@ for platform in ${PLATFORMS:-$platforms}; do
 	os=${platform%/*} arch=${platform#*/}
 	suffix=
 	[ "$os" != windows ] || suffix=.exe
-	say "building $version for $platform"
 	GOOS=$os GOARCH=$arch scripts/build.sh "$version" \
 		"dist/build/${os}_$arch/vault-plugin-secrets-wechat$suffix"
 done
@@ -50,7 +49,8 @@ root=$PWD
 # The tool runs here, whatever the programs run on.
 (
 	cd scripts/release
-	GOFLAGS= GOOS= GOARCH= GOWORK=off go run . -binaries "$root/dist/build" -out "$root/dist" \
+	GOFLAGS= GOOS= GOARCH= GOWORK=off ../aloud.sh 'Packing the release' 'about a minute' \
+		go run . -binaries "$root/dist/build" -out "$root/dist" \
 		-version "$version" -epoch "$epoch" -image "$image" -license "$root/LICENSE" $only
 )
 rm -r dist/build

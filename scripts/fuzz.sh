@@ -9,7 +9,8 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # go test lists the targets of a package, then the package: "ok  <package>  0.01s".
-listed=$(go test -list '^Fuzz' ./...)
+listed=$(scripts/aloud.sh 'Listing the fuzz targets' 'seconds, or two minutes on two cores if nothing is compiled' \
+	go test -list '^Fuzz' ./...)
 targets=
 found=0
 while read -r first second _; do
@@ -17,8 +18,8 @@ while read -r first second _; do
 	Fuzz*) targets="$targets $first" ;;
 	ok)
 		for target in $targets; do
-			echo "fuzzing $target"
-			go test -run='^$' -fuzz="^$target\$" -fuzztime="$1x" "$second" </dev/null
+			scripts/aloud.sh "Fuzzing $target $1 times" 'seconds, or a minute for the first of a package' \
+				go test -run='^$' -fuzz="^$target\$" -fuzztime="$1x" "$second" </dev/null
 			found=$((found + 1))
 		done
 		targets=

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 govulncheck=$(scripts/pinned.sh vulncheck 'half a minute on two cores' -ldflags='-s -w')
 
 status=0
-"$govulncheck" ${GOVULNDB:+-db "$GOVULNDB"} ./... || status=$?
+scripts/aloud.sh 'Looking for known vulnerabilities' 'about a minute' "$govulncheck" ${GOVULNDB:+-db "$GOVULNDB"} ./... || status=$?
 case $status in
 0) ;;
 3)

@@ -17,17 +17,19 @@ func script(t *testing.T, folder, name, text string) {
 	require.NoError(t, os.WriteFile(filepath.Join(folder, name), []byte("#!/bin/sh\nset -eu\n"+text), 0o700))
 }
 
-// clone is a folder with one script of the repository, and beside it programs that
+// clone is a folder with one script of the repository and aloud.sh, and beside it programs that
 // stand for those that take minutes or that a machine may not have.
 type clone struct{ folder, programs string }
 
 func newClone(t *testing.T, name string) clone {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", name))
-	require.NoError(t, err)
 	c := clone{folder: t.TempDir(), programs: t.TempDir()}
 	require.NoError(t, os.Mkdir(filepath.Join(c.folder, "scripts"), 0o700))
-	require.NoError(t, os.WriteFile(filepath.Join(c.folder, "scripts", name), text, 0o700))
+	for _, name := range []string{name, "aloud.sh"} {
+		text, err := os.ReadFile(filepath.Join("..", name))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(c.folder, "scripts", name), text, 0o700))
+	}
 	return c
 }
 

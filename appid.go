@@ -490,6 +490,25 @@ func (ap *appid) lastForced() time.Time {
 	return time.Time{}
 }
 
+// forcedSince returns how many forced calls were made since the one that began epoch, or
+// since the given time if epoch is 0, and when the last of all of them reached WeChat at
+// the latest.
+func (ap *appid) forcedSince(epoch int64, since time.Time) (last time.Time, calls int) {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	last = since
+	if n := len(ap.history.Forced); n > 0 && (epoch != 0 || ap.history.Forced[n-1].At.After(since)) {
+		last = ap.history.Forced[n-1].At
+	}
+	for _, f := range slices.Backward(ap.history.Forced) {
+		if f.Epoch == epoch || epoch == 0 && !f.At.After(since) {
+			break
+		}
+		calls++
+	}
+	return last, calls
+}
+
 // view is what was known of an appid when a normal call was made.
 type view struct {
 	epoch   int64

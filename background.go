@@ -197,8 +197,8 @@ func (k *keeper) recheck(a *account, now time.Time) error {
 		a.setState(st)
 	}
 	a.recheckTickets(now)
-	if r := a.revocation.Load(); r != nil {
-		r.next = now.Add(forcedSpacing)
+	if r := a.revocation.Load(); r != nil && a.joined != nil {
+		r.keepDistance(a.joined)
 	}
 	return nil
 }

@@ -40,8 +40,8 @@ type revocation struct {
 	walID    string
 	next     time.Time // no attempt before this
 	giveUp   time.Time // no attempt after this, by the clock that nobody can set
-	failures int
-	quota    bool // the last failure was that the daily quota is used up
+	failures int       // in a row, of attempts that certainly did nothing
+	quota    bool      // the last failure was that the daily quota is used up
 }
 
 // announce writes r into the write-ahead log.
@@ -63,19 +63,23 @@ func (r *revocation) withdraw(ctx context.Context, s logical.Storage) error {
 // only once, when r is read.
 func (r *revocation) expired() bool { return time.Now().After(r.giveUp) }
 
-// keepDistance sets the first attempt.
-func (r *revocation) keepDistance() {
-	r.next = r.Requested.Add(forcedSpacing)
-	if latest := wallClock().Add(forcedSpacing); latest.Before(r.next) {
-		r.next = latest // the clock was set back since
+// keepDistance sets the next attempt by the forced calls that ap, whose token is to be
+// revoked, has seen since the first. Storage holds them: no restart makes them fewer.
+func (r *revocation) keepDistance(ap *appid) {
+	last, calls := ap.forcedSince(r.Epoch, r.Requested)
+	distance := backoffCounted.after(max(1, calls))
+	now := wallClock()
+	if last.After(now) {
+		last = now // the clock was set back since
 	}
+	r.next, r.failures, r.quota = last.Add(distance), 0, false
 }
 
-// retry sets the next attempt after one that ended in err, which may be nil.
-func (r *revocation) retry(b backoff, err error) {
+// retry sets the next attempt after one that ended in err and certainly did nothing.
+func (r *revocation) retry(err error) {
 	r.failures++
 	r.quota = isQuota(problemOf(err))
-	r.next = wallClock().Add(b.after(r.failures))
+	r.next = wallClock().Add(backoffRevocation.after(r.failures))
 }
 
 // retryNow ends the wait for what a person has mended, but not the one between two
@@ -109,7 +113,6 @@ func readRevocations(ctx context.Context, s logical.Storage, ids []string) ([]*r
 			continue
 		}
 		r.walID = id
-		r.keepDistance()
 		r.giveUp = time.Now().Add(revocationAge - max(0, wallClock().Sub(r.Requested)))
 		all = append(all, r)
 	}

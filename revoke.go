@@ -48,7 +48,7 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 		}
 		return nil, err
 	}
-	r.next = wallClock().Add(forcedSpacing)
+	r.keepDistance(st.appid)
 	if old := a.revocation.Swap(r); old != nil {
 		a.withdraw(ctx, s, old)
 	}
@@ -99,7 +99,7 @@ func (a *account) revoke(s logical.Storage, st *state, r *revocation) {
 		if isForcing(err) {
 			r.next = wallClock().Add(overtakenPause)
 		} else {
-			r.retry(backoffRevocation, err)
+			r.retry(err)
 		}
 		return
 	}
@@ -112,13 +112,13 @@ func (a *account) revoke(s logical.Storage, st *state, r *revocation) {
 		case err != nil:
 			a.log.Warn("a revocation waits for its forced refresh", "account", a.name, "appid", cfg.AppID, "error", err)
 			if hadNoEffect(err) {
-				r.retry(backoffRevocation, err)
+				r.retry(err)
 			} else {
-				r.retry(backoffCounted, err)
+				r.keepDistance(st.appid)
 			}
 			return
 		case done.same:
-			r.retry(backoffCounted, nil)
+			r.keepDistance(st.appid)
 			return
 		case done.state.forced() < r.Target: // the first of the two was never made
 			r.next = wallClock().Add(forcedSpacing)
@@ -177,7 +177,7 @@ func (a *account) moveRevocation(ctx context.Context, s logical.Storage, st *sta
 	r, err := openRevocation(ctx, s, a.name, st)
 	if known := a.revocation.Load(); r == nil && known != nil && known.open(a.name, st) {
 		moved := *known // by the clock that was set it would be over
-		r, moved.failures = &moved, 0
+		r = &moved
 	}
 	if r == nil {
 		return nil, err
@@ -186,7 +186,7 @@ func (a *account) moveRevocation(ctx context.Context, s logical.Storage, st *sta
 	if last := st.appid.lastForced(); last.After(r.Requested) {
 		r.Requested = last
 	}
-	r.keepDistance()
+	r.keepDistance(st.appid)
 	return r, r.announce(ctx, s)
 }
 
@@ -214,6 +214,7 @@ func (a *account) resumeRevocation(ctx context.Context, s logical.Storage, r *re
 	case st.forced() >= entry.Target && st.token != nil && !st.token.RevokedAt.Before(entry.Requested.Truncate(timestampUnit)):
 		return nil // it is complete
 	}
+	entry.keepDistance(st.appid)
 	a.revocation.CompareAndSwap(nil, entry)
 	return errPending
 }

@@ -179,6 +179,42 @@ func growingDistance(t *testing.T, fault wechatsim.Fault) {
 	})
 }
 
+// What a process knew of the calls that did not help must not go with it: each of them
+// counts for the day.
+func TestNothingShortensTheGrowingDistanceOfForcedCalls(t *testing.T) {
+	faults := map[string]wechatsim.Fault{
+		"the same token again": {Kind: "sametoken", Mode: "forced"},
+		"WeChat is busy":       {Kind: "errcode", Errcode: -1, Mode: "forced"},
+		"the way is cut off":   {Kind: "reset", Mode: "forced"},
+	}
+	for name, again := range map[string]func(m *mount, n int){
+		"reloads":                  func(m *mount, _ int) { m.reopen() },
+		"a clock that is set back": func(m *mount, n int) { m.setClockBack(time.Duration(n) * time.Hour) },
+	} {
+		for what, fault := range faults {
+			t.Run(name+"/"+what, func(t *testing.T) {
+				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+					m.write("demo", nil)
+					m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+					m.sim.Inject(fault)
+					for n := range 7 {
+						m.ticks(2)
+						again(m, n+1)
+					}
+					m.ticks(1)
+					seen, _ := m.forcedCalls()
+					require.LessOrEqual(t, seen, 7, "30 s, twice as much each time, make no more in a quarter of an hour")
+					require.Equal(t, forcedPerDay-seen, m.statusOf("demo")["rotations_remaining"])
+					require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
+					m.sim.ClearFaults()
+					m.ticks(int(backoffCounted.most / time.Minute))
+					require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+				})
+			})
+		}
+	}
+}
+
 func TestWhatBecomesOfARevocationWhenItsAccountGoes(t *testing.T) {
 	for name, c := range map[string]func(m *mount){
 		"deleted":               func(m *mount) { m.ok(logical.DeleteOperation, "config/demo", nil) },

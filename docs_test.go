@@ -409,7 +409,6 @@ func TestTheReferencesTablesOfErrcodesAreTheCodes(t *testing.T) {
 		apiCode2Session: {"Errcodes of code2session", "code2session 的错误码"},
 		apiOAuth2:       {"Errcodes of oauth2", "oauth2 的错误码"},
 		apiTicket:       {"Errcodes of tickets", "ticket 的错误码"},
-		apiClearQuota:   {"Errcodes of clear-quota", "clear-quota 的错误码"},
 	}
 	require.Len(t, titles, len(ownErrcodes)+1, "one table for each of WeChat's calls")
 	for i, file := range []string{"docs/reference.md", "docs/reference.zh-CN.md"} {

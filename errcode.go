@@ -80,6 +80,7 @@ const (
 	adviceConfirm   = "have the account's administrator confirm this IP in WeChat"
 	adviceTalk      = "talk to the account's administrator"
 	adviceConsole   = "see the notices in the account's console"
+	adviceRights    = "see the account's API permissions in its console"
 	adviceRelay     = "check that base_url and proxy_url pass requests on unchanged; if they do, report a bug"
 	adviceLogin     = "have the client log in again and send the new code"
 	adviceOtherCode = "have the client log in again and send the new code; if that fails too, check that the code is of this account's appid"
@@ -105,25 +106,33 @@ const (
 	errcodeMinuteQuota = 45011
 )
 
-// errcodes holds every errcode of stable_token. WeChat's errcodes are one
-// numbering for all of its calls: what another call's own table below does not
-// hold means there what it means here.
+// errcodes holds every errcode that is known of any call, with what it means in
+// stable_token. WeChat's errcodes are one numbering for all of its calls: what another
+// call's own table below does not hold means there what it means here.
 var errcodes = map[int]rule{
 	-1:    {classTransient, http.StatusBadGateway, backoffTransient, "WeChat is busy", adviceNothing},
 	40001: {classCredentials, http.StatusBadRequest, backoffPerson, "the secret is wrong", adviceSecret},
 	40002: {classBug, http.StatusBadGateway, backoffPerson, "WeChat did not accept grant_type", adviceRelay},
 	40013: {classCredentials, http.StatusBadRequest, backoffPerson, "the appid is not valid", "write the right appid and its secret to the config path; it is case-sensitive: copy it exactly"},
+	40014: {classBug, http.StatusBadGateway, backoffPerson, "WeChat speaks of an access token, and this call sends none", adviceRelay},
+	40029: {classBug, http.StatusBadGateway, backoffPerson, "WeChat speaks of a user's code, and this call sends none", adviceRelay},
 	40125: {classCredentials, http.StatusBadRequest, backoffPerson, "the secret is not valid", adviceSecret},
+	40163: {classBug, http.StatusBadGateway, backoffPerson, "WeChat speaks of a user's code, and this call sends none", adviceRelay},
 	40164: {classAdmission, http.StatusBadRequest, backoffPerson, "the caller's IP is not whitelisted", adviceWhitelist},
+	40226: {classBug, http.StatusBadGateway, backoffPerson, "WeChat speaks of a user's code, and this call sends none", adviceRelay},
 	40243: {classCredentials, http.StatusBadRequest, backoffPerson, "the AppSecret is frozen", "unfreeze it in the account's console and wait ten minutes"},
 	41002: {classBug, http.StatusBadGateway, backoffPerson, "WeChat saw no appid", adviceRelay},
 	41004: {classBug, http.StatusBadGateway, backoffPerson, "WeChat saw no secret", adviceRelay},
+	41008: {classBug, http.StatusBadGateway, backoffPerson, "WeChat speaks of a user's code, and this call sends none", adviceRelay},
+	42001: {classBug, http.StatusBadGateway, backoffPerson, "WeChat speaks of an access token, and this call sends none", adviceRelay},
 	43002: {classBug, http.StatusBadGateway, backoffPerson, "WeChat saw no POST", adviceRelay},
 	45009: {classQuota, http.StatusTooManyRequests, backoffQuota, "the account's daily quota is used up", "wait for the next day, or reset the quota with clear-quota or in the account's console"},
 	45011: {classQuota, http.StatusTooManyRequests, backoffQuota, "the account's quota of this minute is used up", adviceNothing},
 	45035: {classAdmission, http.StatusBadRequest, backoffPerson, "the caller's IP is not whitelisted", adviceWhitelist},
 	47001: {classBug, http.StatusBadGateway, backoffPerson, "WeChat could not read the request's body", adviceRelay},
+	48001: {classAccount, http.StatusBadRequest, backoffPerson, "the account has no right to this API", adviceRights},
 	48004: {classAccount, http.StatusBadRequest, backoffPerson, "the account may not use this API", adviceConsole},
+	48006: {classQuota, http.StatusTooManyRequests, backoffQuota, "the ten clearings of this month are used up", "wait for the quota's own reset at midnight, or for the next month"},
 	50002: {classAccount, http.StatusBadRequest, backoffPerson, "the account is limited", adviceConsole},
 	50004: {classAccount, http.StatusBadRequest, backoffPerson, "the account is punished", adviceConsole},
 	61004: {classAdmission, http.StatusBadRequest, backoffPerson, "the caller's IP is not whitelisted", adviceWhitelist},
@@ -136,31 +145,28 @@ var errcodes = map[int]rule{
 // ownErrcodes holds what an errcode means in one call, where that is not what it
 // means in stable_token.
 var ownErrcodes = map[api]map[int]rule{
-	apiCode2Session: {
-		40029: {classCode, http.StatusBadRequest, backoffNone, "the code is not valid", adviceOtherCode},
-		40163: {classCode, http.StatusBadRequest, backoffNone, "the code was used before", adviceLogin},
-		40226: {classUser, http.StatusBadRequest, backoffNone, "WeChat holds this user for a risk and refuses the login", "turn the user away; there is nothing to mend"},
-		41008: {classCode, http.StatusBadRequest, backoffNone, "WeChat saw no code", "send the code that wx.login gave"},
-		45011: {classUser, http.StatusTooManyRequests, backoffNone, "this user logs in more often than WeChat allows in a minute", "have the client wait a minute and log in again, with a new code"},
-	},
-	apiOAuth2: {
-		40029: {classCode, http.StatusBadRequest, backoffNone, "the code is not valid", adviceOtherCode},
-		40163: {classCode, http.StatusBadRequest, backoffNone, "the code was used before", adviceLogin},
-		40226: {classUser, http.StatusBadRequest, backoffNone, "WeChat holds this user for a risk and refuses the login", "turn the user away; there is nothing to mend"},
-		41008: {classCode, http.StatusBadRequest, backoffNone, "WeChat saw no code", "send the code from the address to which WeChat redirected the user"},
-		45011: {classUser, http.StatusTooManyRequests, backoffNone, "this user logs in more often than WeChat allows in a minute", "have the client wait a minute and log in again, with a new code"},
-	},
-	apiClearQuota: {
-		48006: {classQuota, http.StatusTooManyRequests, backoffQuota, "the ten clearings of this month are used up", "wait for the quota's own reset at midnight, or for the next month"},
-	},
+	apiCode2Session: loginErrcodes("send the code that wx.login gave", "a web or app login's code belongs to oauth2/; if it is a mini program's, "+adviceRights),
+	apiOAuth2:       loginErrcodes("send the code from the address to which WeChat redirected the user", "a mini program's code belongs to code2session/; if it is a web or app login's, "+adviceRights),
 	apiTicket: {
 		40001: {classToken, http.StatusBadGateway, backoffTransient, "WeChat did not accept the account's token", adviceReport},
 		40014: {classToken, http.StatusBadGateway, backoffTransient, "WeChat did not accept the account's token", adviceReport},
 		42001: {classToken, http.StatusBadGateway, backoffTransient, "the account's token has ended", adviceReport},
 		45009: {classQuota, http.StatusTooManyRequests, backoffQuota, "the account's daily quota of ticket calls is used up", "wait for the next day, or reset the quota with clear-quota or in the account's console"},
-		// Not in WeChat's page of the call, but what accounts without the right get.
-		48001: {classAccount, http.StatusBadRequest, backoffPerson, "the account has no right to this API", "see the account's API permissions in its console: tickets are for service accounts and for the others that WeChat has given the right"},
+		48001: {classAccount, http.StatusBadRequest, backoffPerson, "the account has no right to this API", adviceRights + ": tickets are for service accounts and for the others that WeChat has given the right"},
 	},
+}
+
+// loginErrcodes are the errcodes of a login, with the advice for a code that WeChat did
+// not see and for an account without the right.
+func loginErrcodes(noCode, noRight string) map[int]rule {
+	return map[int]rule{
+		40029: {classCode, http.StatusBadRequest, backoffNone, "the code is not valid", adviceOtherCode},
+		40163: {classCode, http.StatusBadRequest, backoffNone, "the code was used before", adviceLogin},
+		40226: {classUser, http.StatusBadRequest, backoffNone, "WeChat holds this user for a risk and refuses the login", "turn the user away; there is nothing to mend"},
+		41008: {classCode, http.StatusBadRequest, backoffNone, "WeChat saw no code", noCode},
+		45011: {classUser, http.StatusTooManyRequests, backoffNone, "this user or this appid logs in more often than WeChat allows in a minute", "have the client wait a minute and log in again, with a new code; if many users meet it, the limit is the appid's: spread the logins"},
+		48001: {classAccount, http.StatusBadRequest, backoffNone, "the account has no right to this API", noRight},
+	}
 }
 
 // ruleOf says what an errcode means in a call, and whether it is documented.

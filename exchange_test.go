@@ -226,7 +226,7 @@ func TestALostAnswerIsNotRemembered(t *testing.T) {
 func TestEveryErrcodeOfALoginHasItsStatus(t *testing.T) {
 	for errcode, status := range map[int]int{
 		-1: 502, 40029: 400, 40163: 400, 41008: 400, 40226: 400, 45011: 429, 40013: 400, 40125: 400, 40164: 400, 41002: 502, 41004: 502,
-		45009: 429, 50002: 400, 12345: 502,
+		45009: 429, 48001: 400, 50002: 400, 12345: 502,
 	} {
 		for _, request := range []struct{ api, path, field string }{{wechatsim.APICode2Session, "code2session/demo", "js_code"}, {wechatsim.APIOAuth2, "oauth2/demo", "code"}} {
 			t.Run(fmt.Sprintf("%s %d", request.path, errcode), func(t *testing.T) {
@@ -319,7 +319,7 @@ func TestAnAccountsFailureIsRememberedForSeconds(t *testing.T) {
 			m.login("demo", m.sim.Mint(testAppID, user).Code)
 			status, text := m.loginFails("demo", m.sim.Mint(testAppID, user).Code)
 			require.Equal(t, http.StatusTooManyRequests, status)
-			require.Contains(t, text, "this user logs in more often")
+			require.Contains(t, text, "this user or this appid logs in more often")
 			status, _ = m.loginFails("demo", m.sim.Mint(testAppID, wechatsim.Code{Risky: true}).Code)
 			require.Equal(t, http.StatusBadRequest, status)
 			m.login("demo", m.mini())
@@ -328,7 +328,7 @@ func TestAnAccountsFailureIsRememberedForSeconds(t *testing.T) {
 			m.sim.Inject(wechatsim.Fault{API: wechatsim.APIOAuth2, Kind: "errcode", Errcode: 45011, Times: 1})
 			status, text = m.refused(logical.UpdateOperation, "oauth2/demo", map[string]any{"code": web()})
 			require.Equal(t, http.StatusTooManyRequests, status)
-			require.Contains(t, text, "this user logs in more often")
+			require.Contains(t, text, "this user or this appid logs in more often")
 			m.ok(logical.UpdateOperation, "oauth2/demo", map[string]any{"code": web()})
 		})
 	})

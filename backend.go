@@ -23,7 +23,7 @@
 //	change.go             configure and delete
 //	background.go         load, maintain, tick, stop
 //	quota.go              what a cleared quota ends
-//	flight.go, exchange.go  one call for all who ask the same; logins and clearings, apart from tokens
+//	exchange.go           logins and clearings of quotas, apart from tokens
 //	backend.go, replication.go, paths.go, path_*.go  Vault's side
 package wechat
 
@@ -85,7 +85,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		PeriodicFunc:      b.tick,
 		WALRollback:       b.rollback,
 		WALRollbackMinAge: walMinAge,
-		Invalidate:        func(_ context.Context, key string) { b.keeper.invalidate(key) },
+		Invalidate:        func(_ context.Context, key string) { b.invalidate(key) },
 		Clean:             func(context.Context) { b.keeper.stop() },
 	}
 	setup := *conf
@@ -109,6 +109,14 @@ func (b *backend) initialize(_ context.Context, req *logical.InitializationReque
 		b.keeper.start(b.keeper.metrics.watched(req.Storage))
 	}
 	return nil
+}
+
+// invalidate forgets what another node changed in storage.
+func (b *backend) invalidate(key string) {
+	b.keeper.invalidate(key)
+	if name, ok := strings.CutPrefix(key, configPrefix); ok {
+		b.exchanges.forget(storedName(name))
+	}
 }
 
 // walMinAge is the age at which Vault hands an entry of the write-ahead log to

@@ -4,35 +4,65 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/once"
 )
 
 const (
-	// maxExchanges is how many logins of a mount are in flight.
-	maxExchanges = 256
+	// maxExchanges and maxMountExchanges are how many logins of an account, and of a
+	// mount, are in flight: an account that hangs leaves the others their places.
+	maxExchanges      = 256
+	maxMountExchanges = 1024
 
-	// exchangeMemory is how long a login's outcome is given to whoever sends the same
+	// exchangeMemory is how long a login's outcome is given to requests with the same
 	// code: a client's retry or a double tap. Not longer, because a code that works
 	// once is a protection.
 	exchangeMemory = 10 * time.Second
 
-	// clearingMemory is the same for a clearing of the quota, of which WeChat allows
-	// ten a month.
+	// lostMemory is how long it is known that a code was sent and its answer lost: the
+	// life of a code.
+	lostMemory = 5 * time.Minute
+
+	// clearingMemory is exchangeMemory for a clearing of the quota, of which WeChat
+	// allows ten a month.
 	clearingMemory = 60 * time.Second
 
-	// personMemory and transientMemory are how long an account's logins are answered
-	// with a failure that is not of one code: one that a person must mend, and one
-	// that passes by itself.
-	personMemory    = 5 * time.Second
-	transientMemory = time.Second
-
-	// outcomeSize is about what an outcome takes in memory besides its texts, in bytes.
-	outcomeSize = 300
+	// outcomeSize is about what an outcome takes in memory besides its texts, and
+	// maxRememberedSize what all of them together may take, in bytes.
+	outcomeSize       = 300
+	maxRememberedSize = 64 << 20
 )
+
+// An account's logins through one API are refused when failuresInARow have failed one
+// after the other and none has succeeded for successCounts. One at a time then tries
+// whether that is mended, tryPause after the one before. A row without a failure for
+// failureAge counts no longer.
+const (
+	failuresInARow = 4
+	successCounts  = 2 * time.Second
+	tryPause       = 500 * time.Millisecond
+	failureAge     = time.Minute
+
+	// loginLogInterval is how often the failures of such logins are logged.
+	loginLogInterval = time.Minute
+)
+
+// errClosing is what requests get whose call the end of the mount has cut short.
+var errClosing = errors.New("the mount is being closed: try again")
+
+// ruleNoPlace is of a login for which there was no place in time.
+var ruleNoPlace = rule{
+	classQuota, http.StatusServiceUnavailable, backoffNone,
+	"too many calls of WeChat are in flight", "try again in some seconds; if it lasts, find out why WeChat answers slowly",
+}
 
 // exchanges makes the calls that take an account's AppSecret and have nothing to do
 // with its token: logins, and the clearing of its quota. Nothing of it is stored, and
@@ -41,17 +71,47 @@ type exchanges struct {
 	log       hclog.Logger
 	client    *client
 	metrics   *exchangeCounters
-	logins    *flights
-	clearings *flights
-	failures  failures
+	logins    *once.Group[digested, any]
+	clearings *once.Group[string, struct{}] // by account ID
+	lost      sync.Map                      // digested: time.Time; when the answer to a code was lost
+	places    *semaphore.Weighted           // of all accounts
+
+	mu       sync.Mutex // guards what follows, and all that it holds
+	accounts map[string]*exchanger
 }
+
+// exchanger is what the exchanges of one account share.
+type exchanger struct {
+	appid  string              // the key of its history, see historyKey
+	places *semaphore.Weighted // of its logins
+	health map[api]*health
+}
+
+// health is how an account's calls of one API fare. A call keeps to the one that it
+// began with: where the account is mended meanwhile, a new one takes its place, and what
+// is still in the air changes nothing of that. Of clearings it has problem and next only.
+type health struct {
+	failed    int       // calls in a row
+	problem   *problem  // the last of them
+	succeeded time.Time // when a call last did
+	trying    bool      // a call tries whether it is mended
+	next      time.Time // when the next may
+	logged    time.Time
+}
+
+// digested is a digest of texts that must not be seen.
+type digested [sha256.Size]byte
 
 // newExchanges returns the exchanges of a mount, which end with ctx.
 func newExchanges(ctx context.Context, log hclog.Logger, c *client, counters *exchangeCounters) *exchanges {
+	calls, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { end(errClosing) })
 	return &exchanges{
 		log: log, client: c, metrics: counters,
-		logins:    newFlights(ctx, semaphore.NewWeighted(maxExchanges), exchangeMemory),
-		clearings: newFlights(ctx, nil, clearingMemory),
+		logins:    once.New[digested, any](calls, exchangeMemory, maxRememberedSize),
+		clearings: once.New[string, struct{}](calls, clearingMemory, maxRememberedSize),
+		places:    semaphore.NewWeighted(maxMountExchanges),
+		accounts:  make(map[string]*exchanger),
 	}
 }
 
@@ -73,35 +133,30 @@ func (u *userToken) size() int {
 }
 
 // exchange makes one login, unless one with the same code is in the air or remembered,
-// or the account's logins fail anyway.
+// or the account's logins fail anyway. What WeChat says of a code holds for the account
+// whatever its secret, so the secret is not part of the key.
 func exchange[T interface{ size() int }](
 	ctx context.Context, x *exchanges, name string, cfg *config, a api, code string,
 	call func(context.Context, endpoint, string) (T, error),
 ) (none T, err error) {
-	account := digest(cfg.ID, cfg.AppID, cfg.Secret, cfg.BaseURL, cfg.ProxyURL, cfg.CAPEM)
-	var probing bool
-	begin := func() (err error) {
-		probing, err = x.failures.admit(account)
-		return err
-	}
-	got, err := x.logins.do(ctx, digest(string(account[:]), string(a), code), cfg.RequestTimeout, begin, func(ctx context.Context) outcome {
-		if !probing { // the account may have failed while this one waited for its place
-			if err := x.failures.current(account); err != nil {
-				return outcome{err: err}
-			}
+	key := digest(cfg.ID, string(a), code)
+	got, err := x.logins.Do(ctx, key, func(ctx context.Context) (any, int, error) {
+		leave, err := x.enter(ctx, name, cfg, a)
+		if err != nil {
+			return nil, 0, err
 		}
 		x.metrics.inFlight.Inc()
 		got, err := call(ctx, cfg.endpoint(), code)
 		x.metrics.inFlight.Dec()
 		p := problemOf(err)
-		x.report(name, a, p, x.failures.note(account, cfg, p))
-		switch {
-		case err == nil:
-			return outcome{result: got, kept: true, size: outcomeSize + got.size()}
-		case p != nil && p.errcode != 0 && memoryOf(p) == 0:
-			return outcome{err: err, kept: true, size: outcomeSize + len(p.detail) + len(p.rid) + len(p.errmsg)}
+		leave(p)
+		if err == nil {
+			return got, outcomeSize + got.size(), nil
 		}
-		return outcome{err: err}
+		if p != nil {
+			err = x.recallLost(key, p)
+		}
+		return nil, memorySize(p), err
 	})
 	x.metrics.done(a, err)
 	if err != nil {
@@ -110,22 +165,184 @@ func exchange[T interface{ size() int }](
 	return got.(T), nil
 }
 
+// memorySize is 0 for a problem that says nothing of the code: the next request with it
+// asks WeChat again.
+func memorySize(p *problem) int {
+	if p == nil || p.errcode == 0 || p.class != classCode && p.class != classUser && p.class != classAnswer {
+		return 0
+	}
+	return outcomeSize + len(p.detail) + len(p.rid) + len(p.errmsg)
+}
+
+// recallLost notes that a code was sent and its answer lost, and says so where WeChat
+// does not take the code when it is sent again.
+func (x *exchanges) recallLost(key digested, p *problem) *problem {
+	if p.errcode == 0 && !p.noEffect() {
+		x.lost.Store(key, time.Now())
+		time.AfterFunc(lostMemory, func() { x.lost.Delete(key) })
+	}
+	at, lost := x.lost.Load(key)
+	if !lost || p.class != classCode {
+		return p
+	}
+	told := *p
+	told.detail = fmt.Sprintf("this very code was sent from here, and its answer was lost %s ago", max(time.Second, time.Since(at.(time.Time)).Round(time.Second)))
+	return &told
+}
+
+// enter waits for a place, no longer than request_timeout. leave has to follow, with what
+// the call ended in. Where the account's logins fail anyway, or no place comes free, the
+// error is a local problem.
+func (x *exchanges) enter(ctx context.Context, name string, cfg *config, a api) (leave func(*problem), err error) {
+	account, h := x.healthOf(name, cfg, a)
+	if _, p := x.admit(h, false); p != nil {
+		return nil, p
+	}
+	ctx, cancel := context.WithTimeout(ctx, cfg.RequestTimeout)
+	defer cancel()
+	noPlace := &problem{rule: ruleNoPlace, local: true, hadNoEffect: true}
+	if account.places.Acquire(ctx, 1) != nil {
+		return nil, noPlace
+	}
+	if x.places.Acquire(ctx, 1) != nil {
+		account.places.Release(1)
+		return nil, noPlace
+	}
+	release := func() {
+		x.places.Release(1)
+		account.places.Release(1)
+	}
+	// The account may have failed while this login waited for its place.
+	tries, p := x.admit(h, true)
+	if p != nil {
+		release()
+		return nil, p
+	}
+	return func(p *problem) {
+		release()
+		if x.note(h, tries, p) {
+			x.log.Warn("WeChat was asked for a login in vain", append([]any{"account", name, "api", string(a)}, p.logFields()...)...)
+		} else if p != nil {
+			x.log.Debug("a login failed", append([]any{"account", name, "api", string(a)}, p.logFields()...)...)
+		}
+	}, nil
+}
+
+// healthOf returns what is known of an account and its calls of one API.
+func (x *exchanges) healthOf(name string, cfg *config, a api) (*exchanger, *health) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	account := x.accounts[name]
+	if account == nil {
+		account = &exchanger{places: semaphore.NewWeighted(maxExchanges), health: make(map[api]*health)}
+		x.accounts[name] = account
+	}
+	account.appid = historyKey(cfg)
+	if account.health[a] == nil {
+		account.health[a] = &health{}
+	}
+	return account, account.health[a]
+}
+
+// admit returns the problem for which a login is not made: those before it failed, and
+// another one tries whether that is mended, or did so just now. With begin the login is
+// made if there is none, and tries says that it is the one that tries.
+func (x *exchanges) admit(h *health, begin bool) (tries bool, refused *problem) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := time.Now()
+	if h.failed < failuresInARow || now.Sub(h.succeeded) < successCounts || now.Sub(h.next) > failureAge {
+		return false, nil
+	}
+	if h.trying || now.Before(h.next) {
+		told := *h.problem
+		told.local, told.hadNoEffect = true, true
+		told.meaning = "its last logins failed, and one at a time tries again: " + told.meaning
+		return false, &told
+	}
+	if begin {
+		h.trying, h.next = true, now.Add(tryPause)
+	}
+	return begin, nil
+}
+
+// note takes note of what a call ended in, p being nil if it succeeded, and reports
+// whether that is to be logged. A code or a user that WeChat refuses is the account's
+// success.
+func (x *exchanges) note(h *health, tried bool, p *problem) (log bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := time.Now()
+	if tried {
+		h.trying = false
+	}
+	if p == nil || p.class == classCode || p.class == classUser {
+		h.failed, h.succeeded = 0, now
+		return false
+	}
+	h.failed++
+	h.problem = p
+	if !now.Before(h.next) {
+		h.next = now.Add(tryPause)
+	}
+	if log = now.Sub(h.logged) >= loginLogInterval; log {
+		h.logged = now
+	}
+	return log
+}
+
+// mended forgets the failures of an account's logins, also of those in the air: its
+// configuration was written.
+func (x *exchanges) mended(name string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if account := x.accounts[name]; account != nil {
+		clear(account.health)
+	}
+}
+
+// forget forgets an account that was deleted.
+func (x *exchanges) forget(name string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.accounts, name)
+}
+
+// quotaCleared does what mended does for all accounts of an appid.
+func (x *exchanges) quotaCleared(appid string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, account := range x.accounts {
+		if account.appid == appid {
+			clear(account.health)
+		}
+	}
+}
+
 // clear sets the counters of the account's API calls back to zero, unless WeChat was
-// asked for it within clearingMemory. When that was done it calls cleared, whether
-// somebody still waits for the clearing or not.
+// asked for it within clearingMemory. When that was done it calls cleared, also when the
+// request that asked for it is gone. A write of the configuration ends the memory of a
+// refusal, and not that of a clearing.
 func (x *exchanges) clear(ctx context.Context, name string, cfg *config, cleared func()) error {
-	account := digest(cfg.ID, cfg.AppID, cfg.Secret, cfg.BaseURL, cfg.ProxyURL, cfg.CAPEM)
-	_, err := x.clearings.do(ctx, account, cfg.RequestTimeout, func() error { return nil }, func(ctx context.Context) outcome {
-		err := x.client.clearQuota(ctx, cfg.endpoint())
+	_, h := x.healthOf(name, cfg, apiClearQuota)
+	_, err := x.clearings.Do(ctx, cfg.ID, func(ctx context.Context) (none struct{}, size int, err error) {
+		if p := x.refusedClearing(h); p != nil {
+			return none, 0, p
+		}
+		err = x.client.clearQuota(ctx, cfg.endpoint())
 		p := problemOf(err)
 		if p != nil {
 			x.log.Warn("the quota was not cleared", append([]any{"account", name}, p.logFields()...)...)
 		} else if err == nil {
 			x.log.Info("the quota was cleared", "account", name, "appid", cfg.AppID)
-			x.failures.quotaCleared(historyKey(cfg))
+			x.quotaCleared(historyKey(cfg))
 			cleared()
 		}
-		return outcome{err: err, kept: clearingStands(err), size: outcomeSize}
+		if p.noEffect() {
+			x.refuseClearings(h, p)
+			return none, 0, err
+		}
+		return none, outcomeSize, err
 	})
 	return err
 }
@@ -138,22 +355,27 @@ func clearingStands(err error) bool {
 	return err == nil || p != nil && (p.errcode != 0 || !p.noEffect())
 }
 
-// report writes what a login ended in to the server log, where it has what callers do
-// not see. What is of one code is for who looks closely: there may be many of them.
-func (x *exchanges) report(name string, a api, p *problem, begins bool) {
-	if p == nil {
-		return
+// refusedClearing returns WeChat's refusal of a clearing less than clearingMemory ago.
+func (x *exchanges) refusedClearing(h *health) *problem {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if time.Now().Before(h.next) {
+		return h.problem
 	}
-	fields := append([]any{"account", name, "api", string(a)}, p.logFields()...)
-	if begins {
-		x.log.Warn("WeChat was asked for a login in vain", fields...)
-	} else {
-		x.log.Debug("a login failed", fields...)
+	return nil
+}
+
+// refuseClearings remembers that WeChat refused a clearing.
+func (x *exchanges) refuseClearings(h *health, p *problem) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if clearingStands(p) {
+		h.problem, h.next = p, time.Now().Add(clearingMemory)
 	}
 }
 
-// digest is a key made of texts that nobody may see.
-func digest(texts ...string) flightKey {
+// digest is a key made of texts that must not be seen.
+func digest(texts ...string) digested {
 	h := sha256.New()
 	var length [8]byte
 	for _, text := range texts {
@@ -161,154 +383,5 @@ func digest(texts ...string) flightKey {
 		_, _ = h.Write(length[:]) // a hash takes everything
 		_, _ = h.Write([]byte(text))
 	}
-	return flightKey(h.Sum(nil))
-}
-
-// memoryOf is how long all logins of an account are answered with this problem, zero
-// if it says nothing of the next one. That is so for what is of one code or user, and
-// for an errcode that nobody documents.
-func memoryOf(p *problem) time.Duration {
-	switch p.class {
-	case classCredentials, classAdmission, classHuman, classAccount, classQuota, classBug:
-		return personMemory
-	case classTransient:
-		return transientMemory
-	case classUnreachable, classAnswer:
-		if p.errcode == 0 {
-			return transientMemory
-		}
-	}
-	return 0
-}
-
-// mayBeAlone reports whether p says something of the next login only if the one before
-// failed, too: an answer that was lost, or is not WeChat's. The code may still be good,
-// and the next attempt get through.
-func mayBeAlone(p *problem) bool {
-	return p.class == classAnswer || p.class == classUnreachable && !p.noEffect()
-}
-
-// failures remembers of which accounts the logins fail whatever the code, so that a
-// storm of logins with a wrong secret is not a storm of calls. The zero value is
-// ready for use.
-type failures struct {
-	mu    sync.Mutex
-	all   map[flightKey]*loginFailure // by account
-	swept time.Time                   // when what is long over was dropped last
-}
-
-type loginFailure struct {
-	appid   string    // the key of its history, see historyKey
-	problem *problem  // nil where nothing is refused, and only the log is spared
-	failing bool      // the last login failed
-	until   time.Time // how long logins are refused with problem
-	at      time.Time // when a login failed last
-	logged  time.Time
-}
-
-const (
-	// failureAge is how long a failure is known that no login has met again. As long
-	// as it is, a burst of logins is not a burst of calls.
-	failureAge = time.Minute
-
-	// loginLogInterval is how often the same failure of an account's logins is
-	// logged. It is no longer than failureAge.
-	loginLogInterval = time.Minute
-)
-
-// over reports whether it is known no longer.
-func (l *loginFailure) over(now time.Time) bool { return now.Sub(l.at) > failureAge }
-
-// known returns the failure of an account's logins, nil if there was none or it is
-// over. The caller holds the lock.
-func (f *failures) known(account flightKey, now time.Time) *loginFailure {
-	if last := f.all[account]; last != nil && !last.over(now) {
-		return last
-	}
-	return nil
-}
-
-// admit says whether a login may be made. When a failure has been remembered for long
-// enough, one login tries whether it is mended, and the others are refused until it
-// has told, or is late to.
-func (f *failures) admit(account flightKey) (probing bool, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	now := time.Now()
-	last := f.known(account, now)
-	switch {
-	case last == nil || last.problem == nil:
-		return false, nil
-	case now.Before(last.until):
-		return false, last.problem
-	}
-	last.until = now.Add(memoryOf(last.problem))
-	return true, nil
-}
-
-// current returns the failure that the account's logins are answered with now.
-func (f *failures) current(account flightKey) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if last := f.all[account]; last != nil && last.problem != nil && time.Now().Before(last.until) {
-		return last.problem
-	}
-	return nil
-}
-
-// note takes note of what a call ended in, p being nil if it succeeded, and reports
-// whether the account's logins begin to fail with that.
-func (f *failures) note(account flightKey, cfg *config, p *problem) (begins bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	now := time.Now()
-	f.sweep(now)
-	last := f.known(account, now)
-	if p == nil || p.class == classCode || p.class == classUser {
-		if last != nil { // WeChat accepts the account: what stays is when it was logged
-			last.problem, last.failing = nil, false
-		}
-		return false
-	}
-	if f.all == nil {
-		f.all = make(map[flightKey]*loginFailure)
-	}
-	if last == nil {
-		last = &loginFailure{appid: historyKey(cfg)}
-		f.all[account] = last
-	}
-	begins = now.Sub(last.logged) >= loginLogInterval
-	if memory := memoryOf(p); memory > 0 && (last.failing || !mayBeAlone(p)) {
-		begins = begins || last.problem != nil && last.problem.errcode != p.errcode
-		last.problem, last.until = p, now.Add(memory)
-	}
-	last.failing, last.at = true, now
-	if begins {
-		last.logged = now
-	}
-	return begins
-}
-
-// quotaCleared ends the waits for the daily quota of the accounts that have an appid.
-func (f *failures) quotaCleared(appid string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, last := range f.all {
-		if last.appid == appid && isQuota(last.problem) {
-			last.problem, last.failing = nil, false
-		}
-	}
-}
-
-// sweep drops what is over. The caller holds the lock.
-func (f *failures) sweep(now time.Time) {
-	if now.Sub(f.swept) < failureAge {
-		return
-	}
-	f.swept = now
-	for account, last := range f.all {
-		if last.over(now) {
-			delete(f.all, account)
-		}
-	}
+	return digested(h.Sum(nil))
 }

@@ -250,83 +250,46 @@ func TestEveryErrcodeOfALoginHasItsStatus(t *testing.T) {
 }
 
 // A storm of logins with a wrong secret is not a storm of calls.
-func TestAnAccountsFailureIsRememberedForSeconds(t *testing.T) {
-	for name, c := range map[string]struct {
-		fault wechatsim.Fault
-		wait  time.Duration
-	}{
-		"wrong secret":    {wechatsim.Fault{Kind: "errcode", Errcode: 40125}, personMemory},
-		"IP not admitted": {wechatsim.Fault{Kind: "errcode", Errcode: 40164}, personMemory},
-		"daily quota":     {wechatsim.Fault{Kind: "errcode", Errcode: 45009}, personMemory},
-		"busy":            {wechatsim.Fault{Kind: "errcode", Errcode: -1}, transientMemory},
-		"server error":    {wechatsim.Fault{Kind: "status", Status: 503}, transientMemory},
-	} {
+func TestFailedLoginsOfAnAccountAreNoOtherAccounts(t *testing.T) {
+	for name, fault := range loginFaults() {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.sim.SetAccount("wxother", wechatsim.Account{Secret: testSecret})
 				m.write("demo", nil)
 				m.write("other", map[string]any{"appid": "wxother"})
-				c.fault.API, c.fault.AppID = wechatsim.APICode2Session, testAppID
-				m.sim.Inject(c.fault)
-				m.sim.SetLatency(100 * time.Millisecond)
-				_, first := m.loginFails("demo", m.mini())
-				require.Equal(t, 1, m.logins())
-				storm := func() {
-					var all sync.WaitGroup
-					for range 1000 {
-						all.Go(func() {
-							_, text := m.loginFails("demo", m.mini())
-							require.Equal(t, first, text)
-						})
-					}
-					all.Wait()
-				}
-				time.Sleep(c.wait - 200*time.Millisecond)
-				storm()
-				require.Equal(t, 1, m.logins())
-				require.NotEmpty(t, m.login("other", m.sim.Mint("wxother", wechatsim.Code{}).Code), "another account is not concerned")
-
-				time.Sleep(200 * time.Millisecond)
-				storm()
-				require.Equal(t, 3, m.logins(), "one finds out whether it is mended")
-
-				m.sim.ClearFaults()
-				time.Sleep(c.wait)
-				m.login("demo", m.mini())
+				fault.API, fault.AppID = wechatsim.APICode2Session, testAppID
+				m.sim.Inject(fault)
+				m.loginFailsInARow("demo")
 				var all sync.WaitGroup
-				for range 10 {
-					all.Go(func() { m.login("demo", m.mini()) })
+				for range 1000 {
+					all.Go(func() { m.loginFails("demo", m.mini()) })
 				}
 				all.Wait()
-				require.Equal(t, 1, strings.Count(m.logs.String(), "WeChat was asked for a login in vain"), "it is logged once a minute")
+				require.Equal(t, failuresInARow, m.logins())
+				m.login("other", m.sim.Mint("wxother", wechatsim.Code{}).Code)
 			})
 		})
 	}
-	t.Run("a new secret ends it", func(t *testing.T) {
-		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-			m.write("demo", map[string]any{"secret": "wrong-secret", "verify": false})
-			code := m.mini()
-			_, text := m.loginFails("demo", code)
-			require.Contains(t, text, "errcode 40125")
-			m.write("demo", nil)
-			m.login("demo", code)
-		})
-	})
-	t.Run("a user's own fault is nobody else's", func(t *testing.T) {
+	t.Run("a user's own fault is no other user's", func(t *testing.T) {
 		inBubble(t, wechatsim.Account{LoginsPerMinute: 1}, func(t *testing.T, m *mount) {
 			m.write("demo", nil)
 			user := wechatsim.Code{OpenID: "oUpF8uMuAJO_M2pxb1Q9zNjWeS6o"}
 			m.login("demo", m.sim.Mint(testAppID, user).Code)
-			status, text := m.loginFails("demo", m.sim.Mint(testAppID, user).Code)
-			require.Equal(t, http.StatusTooManyRequests, status)
-			require.Contains(t, text, "this user or this appid logs in more often")
-			status, _ = m.loginFails("demo", m.sim.Mint(testAppID, wechatsim.Code{Risky: true}).Code)
-			require.Equal(t, http.StatusBadRequest, status)
+			for range 2 * failuresInARow {
+				status, text := m.loginFails("demo", m.sim.Mint(testAppID, user).Code)
+				require.Equal(t, http.StatusTooManyRequests, status)
+				require.Contains(t, text, "this user or this appid logs in more often")
+			}
+			for range 2 * failuresInARow {
+				status, _ := m.loginFails("demo", m.sim.Mint(testAppID, wechatsim.Code{Risky: true}).Code)
+				require.Equal(t, http.StatusBadRequest, status)
+			}
+			time.Sleep(successCounts)
 			m.login("demo", m.mini())
 
 			web := func() string { return m.sim.Mint(testAppID, wechatsim.Code{API: wechatsim.APIOAuth2}).Code }
 			m.sim.Inject(wechatsim.Fault{API: wechatsim.APIOAuth2, Kind: "errcode", Errcode: 45011, Times: 1})
-			status, text = m.refused(logical.UpdateOperation, "oauth2/demo", map[string]any{"code": web()})
+			status, text := m.refused(logical.UpdateOperation, "oauth2/demo", map[string]any{"code": web()})
 			require.Equal(t, http.StatusTooManyRequests, status)
 			require.Contains(t, text, "this user or this appid logs in more often")
 			m.ok(logical.UpdateOperation, "oauth2/demo", map[string]any{"code": web()})
@@ -334,73 +297,12 @@ func TestAnAccountsFailureIsRememberedForSeconds(t *testing.T) {
 	})
 }
 
-// One lost answer says nothing of the next login; two in a row do.
-func TestAnswersThatAreNotWeChatsAreNoStorm(t *testing.T) {
-	for name, fault := range map[string]wechatsim.Fault{
-		"forbidden": {Kind: "status", Status: 403},
-		"redirect":  {Kind: "redirect"},
-		"a page":    {Kind: "notjson"},
-		"reset":     {Kind: "reset"},
-		"hang":      {Kind: "hang", Hang: 100 * time.Millisecond},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-				m.write("demo", nil)
-				fault.API = wechatsim.APICode2Session
-				m.sim.Inject(fault)
-				for range 100 {
-					m.loginFails("demo", m.mini())
-				}
-				require.Equal(t, 2, m.logins())
-				for n := range 3 {
-					time.Sleep(transientMemory)
-					m.loginFails("demo", m.mini())
-					m.loginFails("demo", m.mini())
-					require.Equal(t, 3+n, m.logins(), "one finds out whether it is mended")
-				}
-				m.sim.ClearFaults()
-				time.Sleep(transientMemory)
-				m.login("demo", m.mini())
-				m.login("demo", m.mini())
-
-				// Between logins that succeed each is the first again.
-				fault.Times = 1
-				before := m.logins()
-				for range 10 {
-					m.sim.Inject(fault)
-					m.loginFails("demo", m.mini())
-					m.login("demo", m.mini())
-				}
-				require.Equal(t, before+20, m.logins())
-			})
-		})
-	}
-}
-
-func TestABurstOfLoginsAfterAPauseIsNoBurstOfCalls(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", map[string]any{"secret": "wrong-secret", "verify": false})
-		m.sim.SetLatency(100 * time.Millisecond)
-		m.loginFails("demo", m.mini())
-		for _, pause := range []time.Duration{personMemory, 11 * time.Second, failureAge, 11 * time.Second} {
-			time.Sleep(pause)
-			before := m.logins()
-			var all sync.WaitGroup
-			for range 1000 {
-				all.Go(func() { m.loginFails("demo", m.mini()) })
-			}
-			all.Wait()
-			require.Equal(t, before+1, m.logins(), "after %s", pause)
-		}
-	})
-}
-
-// Who logs in hours after a failure is not told of it while another finds out.
+// A login hours after a failure is not told of it while another finds out.
 func TestAFailureOfLongAgoRefusesNobody(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
 		m.write("demo", nil)
-		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 40164, Times: 1})
-		m.loginFails("demo", m.mini())
+		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 40164, Times: failuresInARow})
+		m.loginFailsInARow("demo")
 		time.Sleep(time.Hour)
 		m.sim.SetLatency(100 * time.Millisecond)
 		var all sync.WaitGroup
@@ -418,15 +320,14 @@ func TestLoginsThatFailNowAndThenAreLoggedOnceAMinute(t *testing.T) {
 			for range 50 {
 				m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: -1, Times: 1})
 				m.loginFails("demo", m.mini())
-				time.Sleep(transientMemory)
+				time.Sleep(time.Second)
 				m.login("demo", m.mini())
 			}
 			time.Sleep(10 * time.Second)
 		}
 		require.Equal(t, 2, strings.Count(m.logs.String(), "WeChat was asked for a login in vain"))
-		time.Sleep(2 * failureAge)
-		m.login("demo", m.mini())
-		require.Empty(t, m.exchanges.failures.all, "nothing is left of it")
+		m.ok(logical.DeleteOperation, "config/demo", nil)
+		require.Empty(t, m.exchanges.accounts, "nothing is left of it")
 	})
 }
 
@@ -450,7 +351,6 @@ func TestAtMost256LoginsAreInFlight(t *testing.T) {
 func TestAFloodOfLoginsAtAHangingWeChat(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"request_timeout": 10})
-		m.write("quick", map[string]any{"request_timeout": 2})
 		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "hang"})
 		var flood sync.WaitGroup
 		for range maxExchanges {
@@ -464,10 +364,11 @@ func TestAFloodOfLoginsAtAHangingWeChat(t *testing.T) {
 		require.Equal(t, maxExchanges, m.logins())
 
 		start := time.Now()
-		status, text := m.loginFails("quick", m.mini())
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"request_timeout": 2})
+		status, text := m.loginFails("demo", m.mini())
 		require.Equal(t, http.StatusServiceUnavailable, status)
-		require.Contains(t, text, "too many calls of WeChat are in flight")
-		require.Equal(t, 2*time.Second, time.Since(start), "its request_timeout")
+		require.Contains(t, text, `the code was not sent for account "demo": too many calls of WeChat are in flight`)
+		require.Equal(t, 2*time.Second, time.Since(start), "its request_timeout, and the write gives it no more places")
 		require.Equal(t, maxExchanges, m.logins())
 
 		start = time.Now()
@@ -477,33 +378,6 @@ func TestAFloodOfLoginsAtAHangingWeChat(t *testing.T) {
 		require.Zero(t, time.Since(start), "neither waits for a login")
 		flood.Wait()
 		require.Equal(t, stateHealthy, m.statusOf("demo")["state"])
-	})
-}
-
-func TestALoginThatNobodyWaitsForIsNotSent(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", map[string]any{"request_timeout": 10})
-		m.sim.SetLatencyOf(wechatsim.APICode2Session, 5*time.Second)
-		var all sync.WaitGroup
-		for range maxExchanges {
-			all.Go(func() { m.login("demo", m.mini()) })
-		}
-		synctest.Wait()
-		code := m.mini()
-		ctx, cancel := context.WithCancel(t.Context())
-		for range 2 {
-			all.Go(func() {
-				_, err := m.requestContext(ctx, logical.UpdateOperation, "code2session/demo", map[string]any{"js_code": code})
-				require.Equal(t, context.Canceled, err)
-			})
-		}
-		synctest.Wait()
-		cancel()
-		synctest.Wait()
-		// Who comes now waits for a place of its own.
-		all.Go(func() { m.login("demo", code) })
-		all.Wait()
-		require.Equal(t, maxExchanges+1, m.logins())
 	})
 }
 
@@ -549,25 +423,10 @@ func TestLoginsLeaveNothingBehind(t *testing.T) {
 			time.Sleep(50 * time.Millisecond)
 		}
 		m.loginFails("demo", "unknown-code")
-		x := m.exchanges.logins
-		held := func() int {
-			x.mu.Lock()
-			defer x.mu.Unlock()
-			return x.outcomes.Len()
-		}
-		require.Equal(t, 101, held())
-		time.Sleep(exchangeMemory)
-		synctest.Wait()
-		require.Zero(t, held(), "also if nobody comes any more")
-		require.Empty(t, x.known)
-		require.Empty(t, x.inAir)
-		require.Zero(t, x.size)
-		require.Empty(t, m.exchanges.failures.all)
-
-		m.login("demo", m.mini())
-		m.close()
-		synctest.Wait()
-		require.Zero(t, x.outcomes.Len())
+		m.refused(logical.UpdateOperation, "oauth2/nobody", map[string]any{"code": "c"})
+		require.Len(t, m.exchanges.accounts, 1)
+		m.ok(logical.DeleteOperation, "config/demo", nil)
+		require.Empty(t, m.exchanges.accounts)
 	})
 }
 
@@ -653,39 +512,6 @@ func TestALoginDoesNotBringBackAConfigurationThatWasChangedMeanwhile(t *testing.
 				now, err := m.keeper.configOf(t.Context(), m.storage, "demo")
 				require.NoError(t, err)
 				require.Equal(t, 9*time.Second, now.RequestTimeout)
-			})
-		})
-	}
-}
-
-func TestOnlySoMuchIsRemembered(t *testing.T) {
-	for name, c := range map[string]struct{ size, most int }{
-		"by number": {1, maxRemembered},
-		"by size":   {maxRememberedSize / 10, 10},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				f := newFlights(ctx, nil, exchangeMemory)
-				calls := 0
-				ask := func(n int) {
-					_, err := f.do(ctx, digest(fmt.Sprint(n)), time.Second, func() error { return nil }, func(context.Context) outcome {
-						calls++
-						return outcome{result: n, kept: true, size: c.size}
-					})
-					require.NoError(t, err)
-				}
-				for n := range c.most + 5 {
-					ask(n)
-				}
-				require.Equal(t, c.most, f.outcomes.Len())
-				require.LessOrEqual(t, f.size, maxRememberedSize)
-				calls = 0
-				ask(5)
-				require.Zero(t, calls)
-				ask(4)
-				require.Equal(t, 1, calls, "the oldest went first")
 			})
 		})
 	}
@@ -812,7 +638,7 @@ func TestNothingOfALoginIsShownOrLogged(t *testing.T) {
 					}
 				}
 				m.sim.ClearFaults()
-				time.Sleep(personMemory)
+				time.Sleep(tryPause)
 			}
 		}
 		require.Greater(t, len(secrets), 30)

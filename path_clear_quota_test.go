@@ -62,7 +62,7 @@ func TestClearingTheQuotaEndsTheWaitForIt(t *testing.T) {
 			m.sim.SetAccount("wxother", wechatsim.Account{Secret: testSecret})
 			m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 45009})
 			for _, name := range []string{"demo", "twin", "other"} {
-				m.loginFails(name, m.mini())
+				m.loginFailsInARow(name)
 			}
 			m.sim.ClearFaults()
 			m.loginFails("demo", m.mini())
@@ -209,6 +209,30 @@ func TestAClearingIsOfOneAccount(t *testing.T) {
 		require.Contains(t, text, "no account")
 		resp := m.ok(logical.UpdateOperation, "clear-quota/demo", map[string]any{"unknown": "x"})
 		require.NotNil(t, resp, "the framework names the unknown field")
+	})
+}
+
+// An operator writes the configuration after a mend. What WeChat did stays done.
+func TestAConfigWriteEndsTheRefusalOfAClearingAndNoClearing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.Inject(wechatsim.Fault{API: wechatsim.APIClearQuota, Kind: "errcode", Errcode: 40164})
+		m.sim.SetLatencyOf(wechatsim.APIClearQuota, time.Second)
+		m.refused(logical.UpdateOperation, "clear-quota/demo", nil)
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"verify": true})
+		var late sync.WaitGroup
+		late.Go(func() { m.refused(logical.UpdateOperation, "clear-quota/demo", nil) })
+		synctest.Wait()
+		m.sim.ClearFaults()
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"verify": true})
+		late.Wait()
+		m.ok(logical.UpdateOperation, "clear-quota/demo", nil)
+		require.Equal(t, 3, m.clearings())
+
+		m.sim.Update(testAppID, func(a *wechatsim.Account) { a.Secret = "another-secret" })
+		m.write("demo", map[string]any{"secret": "another-secret"})
+		m.ok(logical.UpdateOperation, "clear-quota/demo", nil)
+		require.Equal(t, 3, m.clearings(), "it would be another of the ten")
 	})
 }
 

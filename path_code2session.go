@@ -103,9 +103,14 @@ func checkCode(data *framework.FieldData, field, origin string) error {
 	return nil
 }
 
-// exchangeFailure is the answer where nothing came of a login.
+// exchangeFailure is the answer where nothing came of a login. A code that was not sent
+// is as good as before.
 func exchangeFailure(name string, err error) (*logical.Response, error) {
-	return failureResponse(fmt.Sprintf("the code was not exchanged for account %q", name), withoutRetryPromise(err))
+	words := fmt.Sprintf("the code was not exchanged for account %q", name)
+	if p := problemOf(err); p != nil && p.local {
+		words = fmt.Sprintf("the code was not sent for account %q", name)
+	}
+	return failureResponse(words, withoutRetryPromise(err))
 }
 
 // textOrNull is how a text is shown that WeChat may not have given.
@@ -126,8 +131,8 @@ With include_session_key=true the answer holds the session key, too. Keep it on 
 back end: whoever has it can read and forge what WeChat encrypts for the mini
 program. A policy can forbid that field with denied_parameters.
 
-WeChat takes a code once. Whoever sends the same code again within ten seconds gets
-the same answer; after that, or if WeChat's answer was lost, WeChat is asked again.
-Nothing is stored. A code that is not good is answered 400: have the client log in
+WeChat takes a code once. The same code sent again within ten seconds gets the same
+answer; after that, or if WeChat's answer was lost, WeChat is asked again, and if it then
+refuses the code the message says that the answer was lost. Nothing is stored. A code that is not good is answered 400: have the client log in
 again and send the new one.
 `

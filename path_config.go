@@ -141,6 +141,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	if done.invalid != nil {
 		return logical.ErrorResponse(done.invalid.Error()), nil
 	}
+	b.exchanges.mended(name)
 	resp := &logical.Response{}
 	if done.ended {
 		resp.AddWarning("The revocation that was pending has ended, incomplete: it was of the other appid's token.")
@@ -211,7 +212,11 @@ func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, data *
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	return nil, b.keeper.delete(ctx, req.Storage, name)
+	err = b.keeper.delete(ctx, req.Storage, name)
+	if err == nil {
+		b.exchanges.forget(name)
+	}
+	return nil, err
 }
 
 const configHelp = `

@@ -312,10 +312,10 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 		},
 		"logins of an account whose secret is wrong": {
 			fail(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 40125}),
-			func(m *mount) { m.loginFails("demo", m.mini()); m.loginFails("demo", m.mini()) },
+			func(m *mount) { m.loginFailsInARow("demo"); m.loginFails("demo", m.mini()) },
 			map[string]float64{
-				`wechat_exchanges_total{api="jscode2session",result="credentials"}`:             2,
-				`wechat_calls_total{api="jscode2session",errcode="40125",result="credentials"}`: 1,
+				`wechat_exchanges_total{api="jscode2session",result="credentials"}`:             failuresInARow + 1,
+				`wechat_calls_total{api="jscode2session",errcode="40125",result="credentials"}`: failuresInARow,
 			},
 		},
 		"a signature": {
@@ -405,7 +405,6 @@ func TestTheTimeOfCallsIsMeasured(t *testing.T) {
 func TestLoginsInFlightAndTurnedAwayAreCounted(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"request_timeout": "10s"})
-		m.write("hasty", map[string]any{"request_timeout": "1s"})
 		m.sim.SetLatencyOf(wechatsim.APICode2Session, 3*time.Second)
 		before := m.measured()
 		for range maxExchanges {
@@ -416,7 +415,8 @@ func TestLoginsInFlightAndTurnedAwayAreCounted(t *testing.T) {
 		}
 		synctest.Wait()
 		require.Equal(t, float64(maxExchanges), m.measured()["wechat_exchanges_in_flight"])
-		m.loginFails("hasty", m.mini())
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"request_timeout": "1s"})
+		m.loginFails("demo", m.mini())
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
 		after := m.measured()

@@ -80,8 +80,8 @@ The tokens are the user's, not the account's: they read what the user has grante
 and sns/oauth2/refresh_token renews them without the AppSecret. What WeChat did not
 give is null.
 
-WeChat takes a code once. Whoever sends the same code again within ten seconds gets
-the same answer; after that, or if WeChat's answer was lost, WeChat is asked again.
-Nothing is stored. A code that is not good is answered 400: have the user log in
+WeChat takes a code once. The same code sent again within ten seconds gets the same
+answer; after that, or if WeChat's answer was lost, WeChat is asked again, and if it then
+refuses the code the message says that the answer was lost. Nothing is stored. A code that is not good is answered 400: have the user log in
 again and send the new one.
 `

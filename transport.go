@@ -22,7 +22,7 @@ const (
 	// idleConns is how many connections to one host are kept for the next calls;
 	// idleExchangeConns the same for exchanges, as many as may be in flight.
 	idleConns         = 64
-	idleExchangeConns = 256
+	idleExchangeConns = 1024
 
 	// maxTransports is how many transports are kept. Each costs tens of KiB, and
 	// more with roots of its own.

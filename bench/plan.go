@@ -97,7 +97,7 @@ func (l *load) round(ctx context.Context, run results, o options) error {
 	return nil
 }
 
-// crowd measures as many logins at a time as a mount has in flight.
+// crowd measures as many logins at a time as an account has in flight.
 func (l *load) crowd(ctx context.Context, run results) error {
 	if err := l.vault.setAudit(ctx, false); err != nil {
 		return err

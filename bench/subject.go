@@ -94,7 +94,7 @@ func policy() string {
 }
 
 // connections is at how many connections at a time each subject is measured, and
-// crowd how many there are when WeChat is slow: as many logins as a mount has in
+// crowd how many there are when WeChat is slow: as many logins as an account has in
 // flight.
 var connections = []int{1, 16, 64}
 

@@ -1,0 +1,155 @@
+package once
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const memory = 10 * time.Second
+
+// counted is a Group whose calls are counted. A call takes a second, and its answer is
+// remembered if it has a size.
+type counted struct {
+	*Group[string, int]
+	calls int
+	size  int
+	err   error
+}
+
+func (c *counted) ask(ctx context.Context, key string) (int, error) {
+	return c.Do(ctx, key, func(ctx context.Context) (int, int, error) {
+		c.calls++
+		n := c.calls
+		select {
+		case <-time.After(time.Second):
+			return n, c.size, c.err
+		case <-ctx.Done():
+			return 0, 0, ctx.Err()
+		}
+	})
+}
+
+func (c *counted) held() (calls, size int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.Group.calls), c.Group.size
+}
+
+// group runs the test in fake time with a Group that remembers answers of the size most.
+func group(t *testing.T, most int, test func(t *testing.T, c *counted, end context.CancelCauseFunc)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, end := context.WithCancelCause(t.Context())
+		defer end(nil)
+		test(t, &counted{Group: New[string, int](ctx, memory, most), size: 1}, end)
+	})
+}
+
+func TestOneCallAnswersAllWhoAskTheSame(t *testing.T) {
+	group(t, 100, func(t *testing.T, c *counted, _ context.CancelCauseFunc) {
+		var all sync.WaitGroup
+		for range 100 {
+			all.Go(func() {
+				got, err := c.ask(t.Context(), "same")
+				require.NoError(t, err)
+				require.Equal(t, 1, got)
+			})
+		}
+		all.Wait()
+		got, err := c.ask(t.Context(), "other")
+		require.NoError(t, err)
+		require.Equal(t, 2, got)
+	})
+}
+
+func TestAnAnswerIsRememberedForSoLong(t *testing.T) {
+	for name, failure := range map[string]error{"a good one": nil, "a bad one": errors.New("refused")} {
+		t.Run(name, func(t *testing.T) {
+			group(t, 100, func(t *testing.T, c *counted, _ context.CancelCauseFunc) {
+				c.err = failure
+				_, err := c.ask(t.Context(), "key")
+				require.Equal(t, failure, err)
+				time.Sleep(memory - 1)
+				got, err := c.ask(t.Context(), "key")
+				require.Equal(t, failure, err)
+				require.Equal(t, 1, got)
+				time.Sleep(1)
+				_, _ = c.ask(t.Context(), "key")
+				require.Equal(t, 2, c.calls)
+				time.Sleep(memory)
+				synctest.Wait()
+				calls, size := c.held()
+				require.Zero(t, calls, "also if no request comes any more")
+				require.Zero(t, size)
+			})
+		})
+	}
+}
+
+func TestAnAnswerWithoutASizeIsForgotten(t *testing.T) {
+	group(t, 100, func(t *testing.T, c *counted, _ context.CancelCauseFunc) {
+		c.size = 0
+		for n := range 3 {
+			got, err := c.ask(t.Context(), "key")
+			require.NoError(t, err)
+			require.Equal(t, n+1, got)
+		}
+		calls, _ := c.held()
+		require.Zero(t, calls)
+	})
+}
+
+func TestOnlySoMuchIsRemembered(t *testing.T) {
+	group(t, 100, func(t *testing.T, c *counted, _ context.CancelCauseFunc) {
+		c.size = 30
+		for n := range 4 {
+			_, err := c.ask(t.Context(), strconv.Itoa(n))
+			require.NoError(t, err)
+		}
+		calls, size := c.held()
+		require.Equal(t, 3, calls)
+		require.Equal(t, 90, size)
+		time.Sleep(memory)
+		_, _ = c.ask(t.Context(), "3")
+		_, _ = c.ask(t.Context(), "3")
+		require.Equal(t, 5, c.calls, "there is room again")
+	})
+}
+
+func TestACallOutlivesTheRequestThatCausedIt(t *testing.T) {
+	group(t, 100, func(t *testing.T, c *counted, _ context.CancelCauseFunc) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, err := c.ask(ctx, "key")
+		require.Equal(t, context.DeadlineExceeded, err)
+		got, err := c.ask(t.Context(), "key")
+		require.NoError(t, err)
+		require.Equal(t, 1, got)
+		require.Equal(t, 1, c.calls)
+	})
+}
+
+func TestTheEndOfTheGroupEndsItsCalls(t *testing.T) {
+	closing := errors.New("closing")
+	group(t, 100, func(t *testing.T, c *counted, end context.CancelCauseFunc) {
+		var waits sync.WaitGroup
+		waits.Go(func() {
+			_, err := c.ask(context.Background(), "key")
+			require.Equal(t, closing, err)
+		})
+		synctest.Wait()
+		end(closing)
+		waits.Wait()
+		_, err := c.ask(context.Background(), "later")
+		require.Equal(t, closing, err)
+		calls, _ := c.held()
+		require.Zero(t, calls)
+	})
+}

@@ -160,6 +160,9 @@ func (b *backend) tick(context.Context, *logical.Request) error {
 // fields here, and an error at this point reaches Vault's log and the audit
 // log with the value of the field.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (bool, bool, error) {
+	if b.withoutName(req) != nil {
+		return false, false, nil // the write itself is answered
+	}
 	bare := *req
 	bare.Data = nil
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
@@ -167,8 +170,9 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 
 // HandleRequest answers reads of a token and of a signature itself: nearly every
 // request is one, and the framework would spend more on finding out than the engine
-// on the answer. From other requests it refuses fields of the wrong type before the
-// framework does, whose message would hold their value.
+// on the answer. From other requests it refuses fields of the wrong type, and writes
+// with fields that there are not, before the framework does: its messages would hold
+// their values, its warnings their names.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	if name, ok := strings.CutPrefix(req.Path, tokenPrefix); ok && name != "" && req.Operation == logical.ReadOperation && len(req.Data) == 0 {
 		return b.readToken(ctx, req, name)
@@ -176,9 +180,12 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	if name, page, ok := signedRead(req); ok {
 		return b.sign(ctx, req, name, page)
 	}
+	if resp := b.withoutName(req); resp != nil {
+		return resp, nil
+	}
 	if len(req.Data) > 0 {
 		if path := b.Route(req.Path); path != nil {
-			if err := checkTypes(path.Fields, req.Data); err != nil {
+			if err := checkData(req, path); err != nil {
 				return logical.ErrorResponse(err.Error()), nil
 			}
 		}
@@ -186,6 +193,26 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	watched := *req
 	watched.Storage = b.keeper.metrics.watched(req.Storage)
 	return b.Backend.HandleRequest(ctx, &watched)
+}
+
+// checkData reports what is wrong with the data of a request besides its values.
+func checkData(req *logical.Request, path *framework.Path) error {
+	if err := checkTypes(path.Fields, req.Data); err != nil {
+		return err
+	}
+	area, _, _ := strings.Cut(req.Path, "/")
+	area += "/"
+	write := req.Operation == logical.CreateOperation || req.Operation == logical.UpdateOperation
+	if path.Operations[req.Operation] == nil || !write && area != signPrefix {
+		return nil
+	}
+	err := checkFields(area, path.Fields, req.Data)
+	if err != nil && area == signPrefix {
+		// An address whose & was not escaped arrives cut off, and its signature would be
+		// good for nothing, which only the user's browser says.
+		return fmt.Errorf("%w: percent-encode its value, & as %%26", err)
+	}
+	return err
 }
 
 const backendHelp = `

@@ -538,8 +538,8 @@ func TestBadInputToALoginIsNamedAndNotShown(t *testing.T) {
 				"NUL":                {map[string]any{request.field: secret + "\x00"}, "cannot be seen"},
 				"a direction":        {map[string]any{request.field: secret + "\u202e"}, "cannot be seen"},
 				"no UTF-8":           {map[string]any{request.field: secret + "\xff"}, "cannot be seen"},
-				"the other's field":  {map[string]any{"rejected_token": secret}, request.field + " is missing"},
-				"the others' fields": {map[string]any{"secret": secret, "appid": secret}, request.field + " is missing"},
+				"the other's field":  {map[string]any{"rejected_token": secret}, "nothing was changed"},
+				"the others' fields": {map[string]any{"secret": secret, "appid": secret}, request.field},
 			} {
 				m.changesNothing(0, func() {
 					resp, err := m.request(logical.UpdateOperation, request.path, c.data)
@@ -551,7 +551,7 @@ func TestBadInputToALoginIsNamedAndNotShown(t *testing.T) {
 			}
 			status, text := m.refused(logical.UpdateOperation, strings.Replace(request.path, "demo", "nobody", 1), map[string]any{request.field: "c"})
 			require.Equal(t, http.StatusBadRequest, status)
-			require.Contains(t, text, "write its appid and secret to wechat/config/nobody")
+			require.Contains(t, text, "an operator adds an account of that name at wechat/config/nobody")
 			status, text = m.refused(logical.UpdateOperation, strings.Replace(request.path, "demo", "no..body-", 1), map[string]any{request.field: "c"})
 			require.Equal(t, http.StatusBadRequest, status)
 			require.Contains(t, text, nameRule)
@@ -627,7 +627,11 @@ func TestNothingOfALoginIsShownOrLogged(t *testing.T) {
 				secrets = append(secrets, code)
 				fault.API, fault.Times = request.api, 1
 				m.sim.Inject(fault)
-				resp, err := m.request(logical.UpdateOperation, request.path, map[string]any{request.field: code, "include_session_key": true})
+				data := map[string]any{request.field: code}
+				if request.api == wechatsim.APICode2Session {
+					data["include_session_key"] = true
+				}
+				resp, err := m.request(logical.UpdateOperation, request.path, data)
 				if err != nil || resp.IsError() {
 					requireNoPieceOf(t, shown(t, resp, err), code, testSecret)
 				} else {

@@ -150,14 +150,7 @@ var fuzzOperations = []logical.Operation{
 // panic, no internal error, and no secret in an answer or in the log.
 func FuzzRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, op byte, path, field, value string, asJSON, complete bool) {
-		data := map[string]any{}
-		if complete {
-			data = map[string]any{
-				"appid": testAppID, "secret": testSecret, "verify": false, "url": testPage,
-				"js_code": "a-code", "code": "a-code", "type": "jsapi",
-			}
-		}
-		data[field] = value
+		data := map[string]any{field: value}
 		if asJSON {
 			d := json.NewDecoder(strings.NewReader(value))
 			d.UseNumber() // as Vault does
@@ -170,6 +163,16 @@ func FuzzRequest(f *testing.F) {
 		operation := fuzzOperations[int(op)%len(fuzzOperations)]
 		s := fuzzStorage(t)
 		b, logs, stop := openFuzzed(t, s)
+		if route := b.Route(path); complete && route != nil {
+			for other, good := range map[string]any{
+				"appid": testAppID, "secret": testSecret, "verify": false, "url": testPage,
+				"js_code": "a-code", "code": "a-code", "type": "jsapi",
+			} {
+				if route.Fields[other] != nil && other != field {
+					data[other] = good
+				}
+			}
+		}
 		resp, err := fuzzed(t, b, s, operation, path, data)
 		requireAnswered(t, resp, err, false)
 		if !strings.Contains(path, "other") {

@@ -84,7 +84,7 @@ func (b *backend) exchangeOf(ctx context.Context, req *logical.Request, data *fr
 		return "", nil, nil, err
 	}
 	if cfg == nil {
-		return "", nil, unknownAccount(req, name), nil
+		return "", nil, unknownAccount(ctx, req, name), nil
 	}
 	return name, cfg, nil, nil
 }

@@ -3,7 +3,9 @@ package wechat
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,6 +66,8 @@ var configFields = map[string]*framework.FieldSchema{
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Verify"},
 	},
 }
+
+var configFieldNames = slices.Sorted(maps.Keys(configFields))
 
 // configResponse is what a read answers with: secret and verify are not in it.
 var configResponse = func() map[string]*framework.FieldSchema {
@@ -134,7 +138,13 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		return logical.ErrorResponse(err.Error()), nil
 	}
 	verify := data.Get("verify").(bool) && sets(data, "appid", "secret", "base_url", "proxy_url", "ca_pem", "verify")
-	done, err := b.keeper.configure(ctx, req.Storage, name, verify, func(old *config) (*config, error) { return old.update(data) })
+	done, err := b.keeper.configure(ctx, req.Storage, name, verify, func(old *config) (*config, error) {
+		if old != nil && !sets(data, configFieldNames...) {
+			return nil, fmt.Errorf("the write names no field: nothing was changed; write %s; verify=true alone tries the stored credentials",
+				strings.Join(configFieldNames, ", "))
+		}
+		return old.update(data)
+	})
 	if err != nil {
 		return operatorResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(withoutRetryPromise(err)))
 	}
@@ -147,20 +157,10 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		resp.AddWarning("The revocation that was pending has ended, incomplete: it was of the other appid's token.")
 	}
 	b.warnOfTwins(ctx, resp, name, done.appid)
-	if len(resp.Warnings) == 0 && !namesUnknown(data) {
+	if len(resp.Warnings) == 0 {
 		return nil, nil
 	}
-	return resp, nil // the framework adds a warning that names the unknown fields
-}
-
-// namesUnknown reports whether the request names a field that there is not.
-func namesUnknown(data *framework.FieldData) bool {
-	for field := range data.Raw {
-		if data.Schema[field] == nil {
-			return true
-		}
-	}
-	return false
+	return resp, nil
 }
 
 // withVerifyHint tells, where the credentials could not be tried, how to store
@@ -235,6 +235,9 @@ reached, verify=false stores them all the same.
 A change of base_url, proxy_url or ca_pem needs "secret" in the same write: they
 decide where the secret is sent. Changing appid or base_url drops the account's
 token at once; changing only the secret keeps it.
+
+A write with a field that there is not, or with none at all, is refused and changes
+nothing.
 
 Deleting config/<name> removes the account and its token.
 `

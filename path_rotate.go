@@ -53,7 +53,7 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 		return operatorResponse(words, withoutRetryPromise(err))
 	}
 	if done == nil {
-		return unknownAccount(req, name), nil
+		return unknownAccount(ctx, req, name), nil
 	}
 	resp := &logical.Response{Data: map[string]any{
 		"last_vault_rotation": done.state.token.RotatedAt.Format(time.RFC3339Nano),

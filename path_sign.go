@@ -71,11 +71,6 @@ func signedRead(req *logical.Request) (name, page string, ok bool) {
 }
 
 func (b *backend) signPath(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
-	if namesUnknown(data) {
-		// An address whose & was not escaped arrives cut off, and its signature would be
-		// good for nothing, which only the user's browser says.
-		return logical.ErrorResponse("sign/ takes the parameter url alone: percent-encode its value, & as %26"), nil
-	}
 	return b.sign(ctx, req, data.Get("name").(string), data.Get("url").(string))
 }
 
@@ -102,7 +97,7 @@ func (b *backend) sign(ctx context.Context, req *logical.Request, name, page str
 		return failureResponse(fmt.Sprintf("no signature for account %q", name), err)
 	}
 	if st == nil {
-		return unknownAccount(req, name), nil
+		return unknownAccount(ctx, req, name), nil
 	}
 	nonce := randomText()
 	resp := &logical.Response{Data: map[string]any{

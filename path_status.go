@@ -57,7 +57,7 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 		return nil, err
 	}
 	if st == nil {
-		return unknownAccount(req, name), nil
+		return unknownAccount(ctx, req, name), nil
 	}
 	now := wallClock()
 	fields := map[string]any{

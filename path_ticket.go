@@ -56,7 +56,7 @@ func (b *backend) readTicket(ctx context.Context, req *logical.Request, data *fr
 		return failureResponse(fmt.Sprintf("no %s ticket for account %q", kind, name), err)
 	}
 	if st == nil {
-		return unknownAccount(req, name), nil
+		return unknownAccount(ctx, req, name), nil
 	}
 	resp := &logical.Response{Data: map[string]any{
 		"ticket":              ts.ticket.Ticket,

@@ -73,7 +73,7 @@ func (b *backend) readToken(ctx context.Context, req *logical.Request, name stri
 		return failureResponse(fmt.Sprintf("no token for account %q", name), err)
 	}
 	if st == nil {
-		return unknownAccount(req, name), nil
+		return unknownAccount(ctx, req, name), nil
 	}
 	resp := &logical.Response{Data: map[string]any{
 		"access_token":        st.token.AccessToken,

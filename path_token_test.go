@@ -223,7 +223,7 @@ func TestEachAccountHasItsOwnToken(t *testing.T) {
 	})
 }
 
-func TestAnUnknownNameSaysWhatToWrite(t *testing.T) {
+func TestAnUnknownNameNamesTheMountOfTheRequest(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("team/a", nil)
 		for _, mountPoint := range []string{"wechat/", "tenants/7/wechat/"} {
@@ -235,8 +235,8 @@ func TestAnUnknownNameSaysWhatToWrite(t *testing.T) {
 					status, text := m.status(resp, err)
 					require.Equal(t, http.StatusBadRequest, status)
 					require.Contains(t, text, mountPoint+"config/"+name)
-					require.Contains(t, text, "appid")
-					require.Contains(t, text, "secret")
+					require.Contains(t, text, "the mount "+mountPoint+":")
+					require.Contains(t, text, "LIST "+mountPoint+"token/")
 				})
 			}
 		}

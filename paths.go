@@ -157,9 +157,29 @@ func page(keys []string, data *framework.FieldData) []string {
 	return keys
 }
 
-// unknownAccount is the answer where a name is not configured.
-func unknownAccount(req *logical.Request, name string) *logical.Response {
-	return logical.ErrorResponse("no account %q is configured: write its appid and secret to %sconfig/%s", name, req.MountPoint, name)
+// unknownAccount is the answer where a name is not configured, by whatever mistake.
+func unknownAccount(ctx context.Context, req *logical.Request, name string) *logical.Response {
+	listed, level := "its names are listed with", levelOf(name)
+	if below, err := req.Storage.List(ctx, storageKey(configPrefix, name+"/")); err == nil && len(below) > 0 {
+		listed, level = name+" is a level, its accounts are listed with", name+"/"
+	}
+	return logical.ErrorResponse("no account %q is configured in the mount %s: %s LIST %s; an operator adds an account of that name at %s",
+		name, req.MountPoint, listed, req.MountPoint+tokenPrefix+level, req.MountPoint+configPrefix+name)
+}
+
+// withoutName is the answer to a request of an area that lacks the account's name, nil
+// if the request is none of these.
+func (b *backend) withoutName(req *logical.Request) *logical.Response {
+	area := strings.TrimSuffix(req.Path, "/")
+	if strings.Contains(area, "/") {
+		return nil
+	}
+	path := b.Route(area + "/x")
+	if path == nil || path.Operations[req.Operation] == nil || req.Operation == logical.ListOperation {
+		return nil
+	}
+	return logical.ErrorResponse("the account's name is missing in the path: %[1]s%[2]s/<name>; the names are listed with LIST %[1]s%[3]s",
+		req.MountPoint, area, tokenPrefix)
 }
 
 // failureResponse is the answer to a request that ended in err, by the status
@@ -227,6 +247,90 @@ func checkTypes(schema map[string]*framework.FieldSchema, data map[string]any) e
 		}
 	}
 	return nil
+}
+
+// checkFields reports that a write names fields which its path does not have. A pasted
+// secret may be among the names, so one is shown only if it is nearly that of a field.
+func checkFields(area string, schema map[string]*framework.FieldSchema, data map[string]any) error {
+	var fields, unknown []string
+	for field, s := range schema {
+		if field != "name" && listFields[field] != s && field != "recursive" {
+			fields = append(fields, field)
+		}
+	}
+	slices.Sort(fields)
+	hidden := 0
+	for _, name := range slices.Sorted(maps.Keys(data)) {
+		switch meant := nearest(fields, name); {
+		case meant == name:
+		case meant != "":
+			unknown = append(unknown, fmt.Sprintf("%q (did you mean %q?)", name, meant))
+		case name == "name":
+			unknown = append(unknown, `"name" (the name is in the path)`)
+		default:
+			hidden++
+		}
+	}
+	if hidden > 0 {
+		unknown = append(unknown, fmt.Sprintf("%d not shown, as a name may be a secret", hidden))
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	if len(fields) == 0 {
+		fields = []string{"no fields"}
+	}
+	return fmt.Errorf("unknown fields: %s; nothing was changed; %s has %s", strings.Join(unknown, ", "), area, strings.Join(fields, ", "))
+}
+
+// alsoCalled are names that WeChat and other engines have for what a field holds.
+var alsoCalled = map[string]string{
+	"app_secret": "secret", "appsecret": "secret", "client_secret": "secret", "client_id": "appid",
+	"ttl": "max_ttl", "timeout": "request_timeout", "interval": "sync_interval",
+	"proxy": "proxy_url", "ca": "ca_pem", "ca_cert": "ca_pem", "ca_certificate": "ca_pem",
+	"token": "rejected_token", "access_token": "rejected_token", "rejected": "rejected_token",
+	"code": "js_code", "js_code": "code", "session_key": "include_session_key",
+}
+
+// nearest returns the field that name is or nearly is, empty if there is none.
+func nearest(fields []string, name string) string {
+	if slices.Contains(fields, name) {
+		return name
+	}
+	lower := strings.ToLower(name)
+	if meant := alsoCalled[lower]; slices.Contains(fields, meant) {
+		return meant
+	}
+	for _, field := range fields {
+		if mistakes(field, lower) <= len(field)/3 {
+			return field
+		}
+	}
+	return ""
+}
+
+// mistakes returns how many bytes are to be inserted, removed or replaced to make b of a.
+func mistakes(a, b string) int {
+	if len(b) > 2*len(a) {
+		return len(b) // far off
+	}
+	row := make([]int, len(b)+1) // of the distances of the prefixes of b to that of a
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replaced := diagonal
+			if a[i] != b[j] {
+				replaced++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replaced, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
 }
 
 const listHelp = `

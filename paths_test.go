@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -195,10 +196,6 @@ func TestAnOperationThatAPathDoesNotHaveIsRefused(t *testing.T) {
 		}{
 			{logical.UpdateOperation, "token/demo"},
 			{logical.DeleteOperation, "token/demo"},
-			{logical.ReadOperation, "token/"},
-			{logical.ReadOperation, "config/"},
-			{logical.UpdateOperation, "config/"},
-			{logical.DeleteOperation, "config/"},
 			{logical.DeleteOperation, "sign/demo"},
 			{logical.UpdateOperation, "ticket/demo"},
 			{logical.DeleteOperation, "ticket/demo"},
@@ -208,6 +205,163 @@ func TestAnOperationThatAPathDoesNotHaveIsRefused(t *testing.T) {
 				require.ErrorIs(t, err, logical.ErrUnsupportedOperation, "%s %s", c.op, c.path)
 			})
 		}
+	})
+}
+
+// What is shown to an application that has mistyped a name, or has no right to add one.
+func TestAnUnknownNameIsToldWhereTheNamesAre(t *testing.T) {
+	requests := map[string]struct {
+		op   logical.Operation
+		data map[string]any
+	}{
+		"token/":        {logical.ReadOperation, nil},
+		"refresh/":      {logical.UpdateOperation, nil},
+		"rotate/":       {logical.UpdateOperation, nil},
+		"code2session/": {logical.UpdateOperation, map[string]any{"js_code": "a-code"}},
+		"oauth2/":       {logical.UpdateOperation, map[string]any{"code": "a-code"}},
+		"sign/":         {logical.ReadOperation, map[string]any{"url": testPage}},
+		"ticket/":       {logical.ReadOperation, nil},
+		"clear-quota/":  {logical.UpdateOperation, nil},
+		"status/":       {logical.ReadOperation, nil},
+	}
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("team-a/eu/shop", nil)
+		for area, request := range requests {
+			for name, says := range map[string]string{
+				"shp":        `no account "shp" is configured in the mount wechat/: its names are listed with LIST wechat/token/; `,
+				"team-a/shp": `no account "team-a/shp" is configured in the mount wechat/: its names are listed with LIST wechat/token/team-a/; `,
+				"team-a":     `no account "team-a" is configured in the mount wechat/: team-a is a level, its accounts are listed with LIST wechat/token/team-a/; `,
+				"team-a/eu":  `no account "team-a/eu" is configured in the mount wechat/: team-a/eu is a level, its accounts are listed with LIST wechat/token/team-a/eu/; `,
+				"team":       `no account "team" is configured in the mount wechat/: its names are listed with LIST wechat/token/; `,
+			} {
+				m.changesNothing(0, func() {
+					status, text := m.refused(request.op, area+name, request.data)
+					require.Equal(t, http.StatusBadRequest, status, area+name)
+					require.Equal(t, says+"an operator adds an account of that name at wechat/config/"+name, text, area+name)
+				})
+			}
+			m.storage.failing(func(op, _ string) error {
+				if op == "list" {
+					return errors.New("storage is away")
+				}
+				return nil
+			})
+			_, text := m.refused(request.op, area+"team-a", request.data)
+			require.Contains(t, text, `no account "team-a" is configured`, area)
+			m.storage.failing(nil)
+		}
+	})
+}
+
+func TestARequestWithoutANameSaysWhatIsMissing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		for _, c := range []struct {
+			op   logical.Operation
+			area string
+		}{
+			{logical.UpdateOperation, "config"},
+			{logical.ReadOperation, "config"},
+			{logical.DeleteOperation, "config"},
+			{logical.ReadOperation, "token"},
+			{logical.UpdateOperation, "refresh"},
+			{logical.UpdateOperation, "rotate"},
+			{logical.UpdateOperation, "code2session"},
+			{logical.UpdateOperation, "oauth2"},
+			{logical.ReadOperation, "sign"},
+			{logical.UpdateOperation, "sign"},
+			{logical.ReadOperation, "ticket"},
+			{logical.UpdateOperation, "clear-quota"},
+			{logical.ReadOperation, "status"},
+		} {
+			for _, path := range []string{c.area, c.area + "/"} {
+				m.changesNothing(0, func() {
+					status, text := m.refused(c.op, path, account1(nil))
+					require.Equal(t, http.StatusBadRequest, status, "%s %s", c.op, path)
+					require.Contains(t, text, "the account's name is missing")
+					require.Contains(t, text, "wechat/"+c.area+"/<name>")
+				})
+			}
+		}
+	})
+}
+
+func TestAWriteWithAFieldThatThePathDoesNotHaveIsRefused(t *testing.T) {
+	const secret = "0123456789abcdef0123456789abcdef"
+	good := map[string]map[string]any{
+		"config/demo":       account1(map[string]any{"max_ttl": 60}),
+		"config/new":        account1(nil),
+		"refresh/demo":      {"rejected_token": "a-token"},
+		"rotate/demo":       {"revoke": true},
+		"code2session/demo": {"js_code": "a-code"},
+		"oauth2/demo":       {"code": "a-code"},
+		"sign/demo":         {"url": testPage},
+		"clear-quota/demo":  {},
+	}
+	cases := map[string][]struct {
+		field, meant string // meant is empty where the field must not be shown
+	}{
+		"config/demo": {
+			{"maxttl", "max_ttl"}, {"maxTTL", "max_ttl"}, {"app_id", "appid"}, {"appId", "appid"}, {"app_secret", "secret"}, {"appsecret", "secret"},
+			{"sekret", "secret"}, {"base-url", "base_url"}, {"timeout", "request_timeout"}, {"ttl", "max_ttl"}, {"verfiy", "verify"}, {"ca_cert", "ca_pem"},
+			{"after", ""}, {"limit", ""}, {"recursive", ""}, {"code", ""},
+		},
+		"config/new":        {{"app_id", "appid"}, {"app_secret", "secret"}},
+		"refresh/demo":      {{"token", "rejected_token"}, {"access_token", "rejected_token"}, {"rejectedToken", "rejected_token"}, {"rejected", "rejected_token"}, {"appid", ""}},
+		"rotate/demo":       {{"revok", "revoke"}, {"Revoke", "revoke"}, {"rejected_token", ""}},
+		"code2session/demo": {{"code", "js_code"}, {"jscode", "js_code"}, {"session_key", "include_session_key"}, {"grant_type", ""}},
+		"oauth2/demo":       {{"js_code", "code"}, {"appid", ""}},
+		"sign/demo":         {{"urls", "url"}, {"type", ""}},
+		"clear-quota/demo":  {{"appid", ""}, {"secret", ""}},
+	}
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		refused := func(path string, data map[string]any) string {
+			var text string
+			m.changesNothing(0, func() {
+				resp, err := m.request(logical.UpdateOperation, path, data)
+				require.NotContains(t, shown(t, resp, err), secret)
+				var status int
+				status, text = m.status(resp, err)
+				require.Equal(t, http.StatusBadRequest, status, "%s %v", path, data)
+			})
+			require.Contains(t, text, "nothing was changed")
+			for field, schema := range m.Route(path).Fields {
+				if field != "name" && (!schema.Query || field == "url") {
+					require.Contains(t, text, field, "the fields there are")
+				}
+			}
+			return text
+		}
+		for path, fields := range cases {
+			for _, c := range fields {
+				for _, data := range []map[string]any{{}, good[path]} {
+					with := maps.Clone(data)
+					with[c.field] = "1"
+					text := refused(path, with)
+					if c.meant == "" {
+						require.NotContains(t, text, "did you mean")
+						continue
+					}
+					require.Contains(t, text, fmt.Sprintf("%q (did you mean %q?)", c.field, c.meant), path)
+				}
+			}
+			for _, name := range []string{secret, secret + "\n", "secret:" + secret, "secret" + secret, "secret " + secret, strings.Repeat(secret, 100)} {
+				for _, value := range []any{"", nil, "x", map[string]any{"v": secret}} {
+					with := maps.Clone(good[path])
+					with[name] = value
+					require.Contains(t, refused(path, with), "may be a secret", path)
+				}
+			}
+			with := maps.Clone(good[path])
+			with["name"] = "other"
+			require.Contains(t, refused(path, with), "the name is in the path", path)
+		}
+		text := refused("config/new", map[string]any{"app_id": testAppID, "app_secret": testSecret, secret: ""})
+		require.Contains(t, text, `"app_id" (did you mean "appid"?), "app_secret" (did you mean "secret"?), 1 not shown, as a name may be a secret`)
+		require.NotContains(t, m.logs.String(), secret)
+		require.NotContains(t, m.stored(), "config/new")
+		require.Len(t, m.sim.CallsOf(wechatsim.AllAPIs, ""), 1, "that of the first write")
 	})
 }
 

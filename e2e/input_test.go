@@ -180,7 +180,7 @@ func TestSecretOnAWrongPathIsNotShown(t *testing.T) {
 	e.configure(t, "myapp", e.account(wechatsim.Account{}))
 	secret := e.hide(random())
 	for path, status := range map[string]int{
-		"config":      http.StatusMethodNotAllowed,
+		"config":      http.StatusBadRequest,
 		"token":       http.StatusMethodNotAllowed,
 		"token/myapp": http.StatusMethodNotAllowed,
 		"confg/myapp": http.StatusNotFound,

@@ -32,7 +32,7 @@ func TestARejectedTokenThatIsNoLongerTheCurrentOneCostsNoCall(t *testing.T) {
 		calls := m.calls()
 		got := m.refresh(old)
 		require.Equal(t, map[string]any{
-			"changed": true, "last_vault_rotation": now["last_vault_rotation"], "expire_time": now["expire_time"], "ttl": now["ttl"],
+			"changed": true, "known": true, "last_vault_rotation": now["last_vault_rotation"], "expire_time": now["expire_time"], "ttl": now["ttl"],
 		}, got)
 		require.Equal(t, calls, m.calls())
 	})
@@ -68,6 +68,69 @@ func TestARejectedTokenThatWeChatStillAcceptsIsNotForced(t *testing.T) {
 		require.Equal(t, calls+2, m.calls())
 		seen, _ := m.forcedCalls()
 		require.Zero(t, seen)
+	})
+}
+
+func TestAReportSaysWhetherTheTokenIsOrWasTheAccounts(t *testing.T) {
+	const unknown = "of-another-account"
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		says := func(rejected, changed, known any) {
+			t.Helper()
+			got := m.refresh(rejected)
+			require.Equal(t, changed, got["changed"])
+			require.Contains(t, got, "known")
+			require.Equal(t, known, got["known"])
+		}
+		first := m.read("demo")["access_token"].(string)
+		for range 2 { // from memory, and from WeChat
+			says(first, false, true)
+			says(" "+first+"\n", false, true)
+			says(unknown, false, false)
+			says(first[:len(first)-1], false, false)
+			says(nil, false, nil)
+			time.Sleep(minCallInterval)
+		}
+
+		m.sim.ForceOutside(testAppID)
+		says(unknown, true, false)
+		says(first, true, true)
+		time.Sleep(minCallInterval)
+		second := m.read("demo")["access_token"].(string)
+		m.sim.ForceOutside(testAppID)
+		says(second, true, true)
+		says(first, true, true)
+		says(nil, false, nil)
+
+		time.Sleep(forcedSpacing)
+		third := m.read("demo")["access_token"].(string)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		says(third, true, true)
+
+		m.reopen() // what was current before is not remembered
+		says(third, false, false)
+		says(m.read("demo")["access_token"], false, true)
+		m.ok(logical.DeleteOperation, "config/demo", nil)
+		m.write("demo", map[string]any{"verify": false})
+		says(nil, true, nil)
+		says(third, false, false)
+	})
+}
+
+func TestAnEmptyRejectedTokenIsRefused(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		time.Sleep(minCallInterval)
+		for _, name := range []string{"demo", "unknown"} {
+			for _, empty := range []string{"", " ", "\n", "\r\n", "\t \u00a0"} {
+				m.changesNothing(0, func() {
+					status, text := m.refused(logical.UpdateOperation, "refresh/"+name, map[string]any{"rejected_token": empty})
+					require.Equal(t, http.StatusBadRequest, status)
+					require.Contains(t, text, "rejected_token is empty")
+				})
+			}
+		}
+		require.Zero(t, m.statusOf("demo")["rejections"])
 	})
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -207,8 +206,7 @@ func (a *account) refreshFor(ctx context.Context, s logical.Storage, st *state, 
 // another one than when the request came, and than the rejected one. The state is nil
 // if the account is not configured.
 func (k *keeper) report(ctx context.Context, s logical.Storage, name, rejected string) (st *state, changed bool, err error) {
-	rejected = strings.TrimSpace(rejected) // a line end that came with it makes no other token of it
-	var before *state                      // what was known when the request came
+	var before *state // what was known when the request came
 	if a := k.lookup(name); a != nil {
 		before = a.current()
 	}

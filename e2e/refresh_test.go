@@ -41,7 +41,7 @@ func (e *engine) refreshed(t *testing.T, name string, account fields, rejected s
 	if n := len(e.forcedCalls(account)); n != 0 {
 		t.Errorf("a report led to %d forced calls", n)
 	}
-	want := []string{"changed", "expire_time", "last_vault_rotation", "ttl"}
+	want := []string{"changed", "expire_time", "known", "last_vault_rotation", "ttl"}
 	if got := slices.Sorted(maps.Keys(answer.Data)); !slices.Equal(got, want) {
 		t.Errorf("the fields are %v, want %v", got, want)
 	}

@@ -62,7 +62,7 @@ public class WechatToken {
     /**
      * Reports a token with which WeChat answered 40001, 40014 or 42001. If this
      * returns true there is another one: get it, and repeat the call once. If it
-     * returns false WeChat still accepts the token: the fault lies elsewhere, or
+     * returns false WeChat has no newer one: the fault lies elsewhere, or
      * is over in half a minute, after which the call may be repeated once.
      */
     public synchronized boolean rejected(String rejected) {

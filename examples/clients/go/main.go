@@ -117,7 +117,7 @@ func (t *tokens) get(ctx context.Context) (string, error) {
 }
 
 // rejected reports a token that WeChat rejected. If there is another one it
-// returns true; otherwise WeChat still accepts the token: the fault lies elsewhere,
+// returns true; otherwise WeChat has no newer one: the fault lies elsewhere,
 // or is over in half a minute, after which the call may be repeated once.
 func (t *tokens) rejected(ctx context.Context, token string) (changed bool, err error) {
 	t.mu.Lock()

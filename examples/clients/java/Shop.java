@@ -107,7 +107,7 @@ public final class Shop {
 
         /**
          * Reports a token that WeChat rejected. If there is another one it returns
-         * true; otherwise WeChat still accepts the token: the fault lies elsewhere, or
+         * true; otherwise WeChat has no newer one: the fault lies elsewhere, or
          * is over in half a minute, after which the call may be repeated once.
          */
         synchronized boolean rejected(String rejected) throws IOException, InterruptedException {

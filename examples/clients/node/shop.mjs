@@ -47,7 +47,7 @@ class Tokens {
   }
 
   // rejected reports a token that WeChat rejected. If there is another one it
-  // returns true; otherwise WeChat still accepts the token: the fault lies
+  // returns true; otherwise WeChat has no newer one: the fault lies
   // elsewhere, or is over in half a minute, after which the call may be repeated
   // once.
   async rejected(token) {

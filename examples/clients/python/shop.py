@@ -54,8 +54,8 @@ class Tokens:
     def rejected(self, token):
         """Reports a token that WeChat rejected.
 
-        Returns True if there is another one. Otherwise WeChat still accepts the
-        token: the fault lies elsewhere, or is over in half a minute, after which
+        Returns True if there is another one. Otherwise WeChat has no newer one
+        for the account: the fault lies elsewhere, or is over in half a minute, after which
         the call may be repeated once.
         """
         with self._lock:

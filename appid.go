@@ -67,7 +67,7 @@ type appid struct {
 	unstored bool          // the history in memory is newer than the stored one
 	spaced   time.Time     // before this no forced call is made, by the clock that nobody can set
 	forcing  chan struct{} // closed when the forced call that is in the air has ended; nil while none is
-	forcer   string        // the account whose call that is
+	forced   *force        // the last forced call that is not undone; nil if none was made since the start
 	latest   latest        // the token that WeChat named last in this epoch
 	answers  uint64        // grows with each change of epoch or latest
 	era      int64         // of the clock when times that lay ahead were last corrected
@@ -181,12 +181,7 @@ func (h history) wait(now time.Time) time.Duration {
 	if n == 0 {
 		return 0
 	}
-	var wait time.Duration
-	// One further ahead is of a clock that was set back since: the day's budget
-	// counts it, but it is no reason to wait.
-	if last := h.Forced[n-1].At; last.Sub(now) <= storageTimeout+maxRequestTimeout+time.Minute {
-		wait = last.Add(forcedSpacing).Sub(now)
-	}
+	wait := h.spacing(now)
 	if n >= forcedPerDay {
 		byTime := slices.SortedFunc(slices.Values(h.Forced), func(a, b forcedCall) int { return a.At.Compare(b.At) })
 		wait = max(wait, byTime[n-forcedPerDay].At.Add(day).Sub(now))
@@ -194,15 +189,28 @@ func (h history) wait(now time.Time) time.Duration {
 	return max(0, wait)
 }
 
+// spacing is what of wait the last forced call alone calls for.
+func (h history) spacing(now time.Time) time.Duration {
+	n := len(h.Forced)
+	// One further ahead is of a clock that was set back since: the day's budget
+	// counts it, but it is no reason to wait.
+	if n == 0 || h.Forced[n-1].At.Sub(now) > storageTimeout+maxRequestTimeout+time.Minute {
+		return 0
+	}
+	return max(0, h.Forced[n-1].At.Add(forcedSpacing).Sub(now))
+}
+
+// secondsUp is a wait in whole seconds, rounded up: one that comes then is not refused again.
+func secondsUp(wait time.Duration) int64 { return int64(math.Ceil(wait.Seconds())) }
+
 // limited is the problem of a forced call that would come too soon.
 func (h history) limited(wait time.Duration) *problem {
 	meaning := fmt.Sprintf("WeChat wants %d seconds between two forced refreshes of an appid", forcedSpacing/time.Second)
 	if h.remaining() == 0 {
 		meaning = fmt.Sprintf("WeChat allows %d forced refreshes of an appid in 24 hours", forcedPerDay)
 	}
-	seconds := int64(math.Ceil(wait.Seconds()))
 	return &problem{
-		rule:  rule{classQuota, http.StatusTooManyRequests, backoff{wait, wait}, meaning, fmt.Sprintf("try again in %d seconds", seconds)},
+		rule:  rule{classQuota, http.StatusTooManyRequests, backoff{wait, wait}, meaning, fmt.Sprintf("try again in %d seconds", secondsUp(wait))},
 		local: true, hadNoEffect: true,
 	}
 }
@@ -509,6 +517,35 @@ func (ap *appid) forcedSince(epoch int64, since time.Time) (last time.Time, call
 	return last, calls
 }
 
+// lately is what is known of a forced call that forbids another one so soon after it.
+type lately struct {
+	by       string    // the account that made it, "" if that was before the engine's start
+	at       time.Time // when it was begun, or reached WeChat at the latest
+	known    bool      // what came of it is
+	replaced bool      // it replaced the token
+}
+
+// lately returns what is known of the last forced call, nil if it was not made lately.
+func (ap *appid) lately() *lately {
+	now := wallClock()
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	f := ap.forced
+	switch h := ap.history; {
+	case f != nil && (ap.forcing != nil || time.Now().Before(ap.spaced)):
+		named := ap.latest.token
+		known := named != "" && f.by.token != ""
+		return &lately{by: f.by.name, at: f.begun, known: known, replaced: known && named != f.by.token}
+	case h.spacing(now) > 0:
+		at := h.Forced[len(h.Forced)-1].At
+		if at.After(now) {
+			at = now
+		}
+		return &lately{at: at}
+	}
+	return nil
+}
+
 // view is what was known of an appid when a normal call was made.
 type view struct {
 	epoch   int64
@@ -520,7 +557,10 @@ type view struct {
 func (ap *appid) forcedBy() (name string, over <-chan struct{}) {
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
-	return ap.forcer, ap.forcing
+	if ap.forced == nil {
+		return "", nil
+	}
+	return ap.forced.by.name, ap.forcing
 }
 
 // look returns what is known before a normal call. While a forced call is in the air,
@@ -588,21 +628,30 @@ func (ap *appid) recall(t *token) {
 	ap.answers++
 }
 
-// force is a forced call that is in the air.
+// force is a forced call, that is in the air or was.
 type force struct {
 	call     forcedCall
+	by       forcer
+	begun    time.Time
+	prior    *force    // the one before it, as long as this one may be undone
 	previous int64     // the epoch before it
 	before   latest    // the token before it
 	since    time.Time // of the epoch before it
 	over     chan struct{}
 }
 
+// forcer is an account that makes a forced call.
+type forcer struct {
+	name  string
+	token string // that is to be replaced, "" if it has none
+}
+
 // announce begins a forced call: whatever happens from now on, no token of before is
 // handed out unless WeChat confirms it, or certainly did nothing. That is in storage
 // when announce returns, and only then may the call be made. end has to follow.
 //
-// name is the account that makes it. The error is a *problem if a limit forbids the call.
-func (ap *appid) announce(ctx context.Context, s logical.Storage, name string, epoch int64, timeout time.Duration) (*force, error) {
+// The error is a *problem if a limit forbids the call.
+func (ap *appid) announce(ctx context.Context, s logical.Storage, by forcer, epoch int64, timeout time.Duration) (*force, error) {
 	if err := ap.storing.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
@@ -636,11 +685,11 @@ func (ap *appid) announce(ctx context.Context, s logical.Storage, name string, e
 	}
 	f := &force{
 		call: call, previous: ap.epoch.Load(), before: ap.latest, since: ap.changedAt(),
-		over: make(chan struct{}),
+		over: make(chan struct{}), by: by, begun: begun, prior: ap.forced,
 	}
 	ap.history = h
 	ap.begin(epoch)
-	ap.forcing, ap.forcer = f.over, name
+	ap.forcing, ap.forced = f.over, f
 	return f, nil
 }
 
@@ -655,6 +704,7 @@ func (ap *appid) end(f *force, reached time.Time, g *tokenAnswer) {
 		}
 	}
 	ap.spaced = time.Now().Add(forcedSpacing + max(0, reached.Sub(wallClock())))
+	f.prior = nil
 	if g != nil {
 		ap.latest = latest{token: g.token, rotatedAt: g.asked, end: g.end()}
 	}
@@ -669,6 +719,7 @@ func (ap *appid) undo(f *force) {
 	ap.since.Store(f.since.UnixNano())
 	ap.latest = f.before
 	ap.history.Forced = slices.DeleteFunc(ap.history.Forced, func(c forcedCall) bool { return c.Epoch == f.call.Epoch })
+	ap.forced = f.prior
 	ap.close()
 }
 

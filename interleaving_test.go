@@ -345,7 +345,7 @@ func TestAClockThatStepsBackDuringAForcedCallLosesNoCount(t *testing.T) {
 		ap, s := newAppid("rotation/wx"), newFaultyStorage()
 		now := wallClock()
 		ap.history.Forced = []forcedCall{{At: now.Add(-time.Hour), Epoch: 1}}
-		f, err := ap.announce(t.Context(), s, "demo", 2, maxRequestTimeout)
+		f, err := ap.announce(t.Context(), s, forcer{name: "demo"}, 2, maxRequestTimeout)
 		require.NoError(t, err)
 		ap.end(f, now.Add(-time.Minute), granted("T2", 0, 7200))
 		require.NoError(t, ap.save(t.Context(), s))

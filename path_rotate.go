@@ -47,6 +47,9 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 	done, err := b.keeper.rotate(ctx, req.Storage, name, revoke)
 	if err != nil {
 		words := b.rotateFailure(name, revoke, err)
+		if early, ok := errors.AsType[*tooSoon](err); ok && !errors.Is(err, errStillAnnounced) {
+			words, err = early.words(name, revoke), early.advised(name, revoke)
+		}
 		if problemOf(err) == nil {
 			return nil, fmt.Errorf("%s: %w", words, err)
 		}
@@ -73,7 +76,7 @@ func (b *backend) rotateFailure(name string, revoke bool, err error) string {
 		return fmt.Sprintf("the token of account %q was not replaced, but Vault's storage did not take the request back: "+
 			"if the plugin restarts before storage takes writes again, the revocation is carried out", name)
 	case hadNoEffect(err) && b.keeper.revoking(name):
-		return fmt.Sprintf("the token of account %q was not replaced now, and the revocation that is pending goes on", name)
+		return fmt.Sprintf("the token of account %q was not replaced now, and the revocation that is pending goes on by itself", name)
 	case hadNoEffect(err):
 		return fmt.Sprintf("the token of account %q was not replaced", name)
 	case revoke:
@@ -82,17 +85,83 @@ func (b *backend) rotateFailure(name string, revoke bool, err error) string {
 	return fmt.Sprintf("whether the token of account %q was replaced is not known: it is not handed out until WeChat has told", name)
 }
 
+// words says what became of the token of the account name, and of a leak's answer: by the
+// last attempt, which may have been the same client's.
+func (e *tooSoon) words(name string, revoke bool) string {
+	words := fmt.Sprintf("the token of account %q was not replaced", name)
+	if e.last != nil {
+		before := e.last.described(name)
+		switch {
+		case e.last.replaced:
+			words += " again, as " + before + " has replaced it"
+		case e.last.known:
+			words += ", nor has " + before + " replaced it"
+		case e.last.by == "":
+			words += " now, and whether " + before + " has replaced it is not known"
+		default:
+			words += " now, and whether " + before + " has replaced it is not known yet"
+		}
+	}
+	switch {
+	case e.isPending(name):
+		words += ", and the revocation that is pending goes on by itself"
+	case !e.completed.IsZero():
+		words += ", and the revocation was complete at " + timestamp(e.completed)
+	case revoke:
+		words += ", and no revocation is pending"
+	}
+	return words
+}
+
+// isPending reports whether a revocation is pending of which the account name is told:
+// its own, or that of another account of its level that has the same token.
+func (e *tooSoon) isPending(name string) bool {
+	return e.pending != "" && levelOf(e.pending) == levelOf(name)
+}
+
+// advised is the problem with what to do about it.
+func (e *tooSoon) advised(name string, revoke bool) *problem {
+	told := *e.problem
+	switch {
+	case e.isPending(name) && e.next.IsZero():
+		told.advice = fmt.Sprintf("nothing: watch revocation in status/%s", e.pending)
+	case e.isPending(name):
+		told.advice = fmt.Sprintf("nothing: its next step comes in %d seconds, at %s; watch revocation in status/%s",
+			secondsUp(e.next.Sub(wallClock())), timestamp(e.next), name)
+	case e.last == nil:
+	case e.last.replaced && (!revoke || !e.completed.IsZero()):
+		told.advice = "nothing if that is what you wanted; otherwise " + told.advice
+	case !e.last.known:
+		told.advice = fmt.Sprintf("see last_vault_rotation in status/%s: it changes when the token does; to replace it again, %s", name, told.advice)
+	}
+	return &told
+}
+
+// described names the forced call to the account name: of another level's accounts only
+// that they are there.
+func (l *lately) described(name string) string {
+	switch {
+	case l.by == "":
+		return fmt.Sprintf("a forced refresh at %s, before the engine's last start,", timestamp(l.at))
+	case levelOf(l.by) != levelOf(name):
+		return fmt.Sprintf("the forced refresh of an account at another level at %s", timestamp(l.at))
+	}
+	return fmt.Sprintf("the forced refresh of account %q at %s", l.by, timestamp(l.at))
+}
+
 const rotateHelp = `
 Writing rotate/<name> makes one forced refresh: WeChat replaces the token, and
 the old one is dead at once for everybody who still holds it. WeChat allows this
 20 times in 24 hours for an appid, and 30 seconds apart; the engine counts, also
 across restarts and over all names with the same appid, and answers 429 with the
-seconds to wait. Consumers find the new token when they read again, which is
-within the account's max_ttl.
+seconds to wait, and with what the last one did: it may have been an attempt of
+this very client, whose answer was lost. Consumers find the new token when they
+read again, which is within the account's max_ttl.
 
 For a token that has leaked write revoke=true: a second forced refresh follows
 after 30 seconds, by itself, also when Vault is sealed or restarted in between.
-status/<name> shows "revocation" as "pending" until it is done.
+status/<name> shows "revocation" as "pending" until it is done. Written again
+meanwhile, rotate/<name> says when the next step comes.
 
 This costs every consumer of the account a moment without a valid token. For a
 token that WeChat rejected use refresh/<name>.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
 )
@@ -32,7 +33,8 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 	}
 	epoch := newEpoch()
 	if !revoke {
-		return a.force(ctx, s, st, cfg, epoch)
+		done, err := a.force(ctx, s, st, cfg, epoch)
+		return done, k.tooSoon(ctx, s, a, st, err)
 	}
 	r := &revocation{Name: name, AccountID: st.accountID, Target: st.forced() + 2, Requested: wallClock().UTC(), Epoch: epoch}
 	if err := r.announce(ctx, s); err != nil {
@@ -46,7 +48,7 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 		if !a.withdraw(ctx, s, r) && st.appid.isUnstored() {
 			err = fmt.Errorf("%w: %w", errStillAnnounced, err)
 		}
-		return nil, err
+		return nil, k.tooSoon(ctx, s, a, st, err)
 	}
 	r.keepDistance(st.appid)
 	if old := a.revocation.Swap(r); old != nil {
@@ -58,6 +60,42 @@ func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, rev
 // errStillAnnounced accompanies the error of a revocation that did not begin, and whose
 // announcement storage has kept.
 var errStillAnnounced = errors.New("the announcement of the revocation is still in storage")
+
+// tooSoon is the error of a forced refresh that a limit forbids. A client repeats what got
+// no answer, and sees only the last one: so it tells what came of the call before, and
+// whether a leak is being answered.
+type tooSoon struct {
+	*problem
+	last      *lately   // nil if the day's budget alone forbids it
+	pending   string    // the account of the revocation that is pending, "" if none is
+	next      time.Time // when its next step comes; zero for another account's
+	completed time.Time // when the account's revocation was complete, zero if it was not lately
+}
+
+// Unwrap makes it a *problem to all who do not look closer.
+func (e *tooSoon) Unwrap() error { return e.problem }
+
+// tooSoon returns err, in which a forced refresh of the account ended, with what is known
+// besides if it is a limit. The caller holds the account's lock.
+func (k *keeper) tooSoon(ctx context.Context, s logical.Storage, a *account, st *state, err error) error {
+	p := problemOf(err)
+	if p == nil || !p.local {
+		return err
+	}
+	e := &tooSoon{problem: p, last: st.appid.lately()}
+	if r := k.pendingRevocation(ctx, s, a.name, st); r != nil {
+		e.pending, e.next = a.name, wallClock().Add(p.backoff.first)
+		if e.next.Before(r.next) {
+			e.next = r.next
+		}
+	} else if e.last != nil && k.revoking(e.last.by) {
+		e.pending = e.last.by // whose token is this one, too
+	}
+	if t := st.token; t != nil && e.last != nil && !t.RevokedAt.Before(e.last.at.Truncate(timestampUnit)) {
+		e.completed = t.RevokedAt
+	}
+	return e
+}
 
 // withdraw takes a revocation out of the write-ahead log, and reports whether that
 // succeeded. If not, Vault's tick does it.
@@ -236,19 +274,29 @@ func (k *keeper) revoking(name string) bool {
 	return a != nil && a.revocation.Load() != nil
 }
 
-// isRevoking reports whether a revocation of the account is pending. Until those of
-// before the start are taken up storage tells.
+// isRevoking reports whether a revocation of the account is pending.
 func (k *keeper) isRevoking(ctx context.Context, s logical.Storage, name string, st *state) bool {
-	if k.revoking(name) {
-		return true
+	return k.pendingRevocation(ctx, s, name, st) != nil
+}
+
+// pendingRevocation returns the revocation of the account that is pending, nil if there
+// is none. Until those of before the start are taken up storage tells.
+func (k *keeper) pendingRevocation(ctx context.Context, s logical.Storage, name string, st *state) *revocation {
+	if a := k.lookup(name); a != nil {
+		if r := a.revocation.Load(); r != nil {
+			return r
+		}
 	}
 	select {
 	case <-k.loaded:
 		if k.resuming.Load() == 0 {
-			return false
+			return nil
 		}
 	default:
 	}
 	r, _ := openRevocation(ctx, s, name, st) // what cannot be read is not shown
-	return r != nil
+	if r != nil {
+		r.keepDistance(st.appid)
+	}
+	return r
 }

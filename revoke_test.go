@@ -85,6 +85,98 @@ func TestRevokeAgainDoesNotCancelWhatIsPending(t *testing.T) {
 	})
 }
 
+// An answer of "try again in 29 seconds" would have the caller begin anew what is on its
+// way.
+func TestRevokeAgainSaysWhenThePendingOneGoesOnAndWhereToWatch(t *testing.T) {
+	for name, c := range map[string]struct {
+		before    func(m *mount) // the second request
+		revoke    bool
+		next      time.Duration // since the first
+		says      []string
+		neverSays string
+	}{
+		"at once":                {nil, true, forcedSpacing, []string{`has replaced it, and the revocation that is pending goes on by itself`}, "try again"},
+		"without revoke":         {nil, false, forcedSpacing, []string{`has replaced it, and the revocation that is pending goes on by itself`}, "try again"},
+		"after a restart":        {func(m *mount) { m.reopenWithoutBackground() }, true, forcedSpacing, []string{"before the engine's last start", "goes on by itself"}, "try again"},
+		"at the end of the wait": {func(*mount) { time.Sleep(forcedSpacing - time.Millisecond) }, true, forcedSpacing, []string{"in 1 seconds"}, "try again"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				began := time.Now()
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				if c.before != nil {
+					c.before(m)
+				}
+				status, text := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": c.revoke})
+				require.Equal(t, http.StatusTooManyRequests, status)
+				for _, words := range c.says {
+					require.Contains(t, text, words)
+				}
+				require.Contains(t, text, "what to do: nothing: its next step comes in ")
+				require.Contains(t, text, " seconds, at "+timestamp(began.Add(c.next))+"; watch revocation in status/demo")
+				require.NotContains(t, text, c.neverSays)
+			})
+		})
+	}
+}
+
+func TestRevokeAgainWithoutBudgetSaysWhenThePendingOneGoesOn(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		began := time.Now()
+		for range forcedPerDay - 1 {
+			m.ok(logical.UpdateOperation, "rotate/demo", nil)
+			time.Sleep(forcedSpacing)
+		}
+		revoke := map[string]any{"revoke": true}
+		m.ok(logical.UpdateOperation, "rotate/demo", revoke)
+		m.ticks(5)
+		_, text := m.refused(logical.UpdateOperation, "rotate/demo", revoke)
+		require.Contains(t, text, "20 forced refreshes of an appid in 24 hours")
+		require.Contains(t, text, "at "+timestamp(began.Add(day))+"; watch revocation in status/demo")
+		require.NotContains(t, text, "try again")
+	})
+}
+
+func TestARepeatedRevokeIsToldWhetherTheLeakIsBeingAnswered(t *testing.T) {
+	revoke := map[string]any{"revoke": true}
+	for name, c := range map[string]struct {
+		before func(m *mount)
+		says   string
+	}{
+		"its first attempt's answer was lost": {func(m *mount) {
+			m.sim.Inject(wechatsim.Fault{Kind: "lost", Mode: "forced", Times: 1})
+			m.refused(logical.UpdateOperation, "rotate/demo", revoke)
+		}, "the revocation that is pending goes on by itself"},
+		"the attempt before was no revoke": {func(m *mount) {
+			m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		}, "and no revocation is pending"},
+		"the leak has been answered": {func(m *mount) {
+			m.ok(logical.UpdateOperation, "rotate/demo", revoke)
+			time.Sleep(forcedSpacing + time.Second)
+			synctest.Wait()
+		}, "and the revocation was complete at "},
+		"a twin's is pending": {func(m *mount) {
+			m.ok(logical.UpdateOperation, "rotate/twin", revoke)
+		}, "the revocation that is pending goes on by itself"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.write("twin", nil)
+				c.before(m)
+				status, text := m.refused(logical.UpdateOperation, "rotate/demo", revoke)
+				require.Equal(t, http.StatusTooManyRequests, status)
+				require.Contains(t, text, c.says)
+				pending := strings.Contains(text, "goes on by itself")
+				require.Equal(t, !strings.Contains(c.says, "no revocation"), pending || strings.Contains(text, "complete"))
+				require.Equal(t, pending, m.statusOf("demo")["revocation"] == revocationPending || m.statusOf("twin")["revocation"] == revocationPending)
+			})
+		})
+	}
+}
+
 func TestARevocationThatIsAcceptedTakesThePlaceOfThePendingOne(t *testing.T) {
 	for name, meanwhile := range map[string]func(m *mount){
 		"undisturbed": func(*mount) {},

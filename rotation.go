@@ -60,7 +60,11 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 		return nil, a.notBegun(errUnmounted)
 	}
 	ap := st.appid
-	f, err := ap.announce(ctx, s, a.name, epoch, cfg.RequestTimeout)
+	by := forcer{name: a.name}
+	if st.token != nil {
+		by.token = st.token.AccessToken
+	}
+	f, err := ap.announce(ctx, s, by, epoch, cfg.RequestTimeout)
 	switch {
 	case problemOf(err) != nil: // the limits
 		a.metrics.forced.limited.Inc()

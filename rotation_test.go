@@ -3,6 +3,7 @@ package wechat
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -110,6 +111,52 @@ func TestRotateKeepsWeChatsLimits(t *testing.T) {
 		time.Sleep(time.Until(begin.Add(day)))
 		m.ok(logical.UpdateOperation, "rotate/demo", nil)
 	})
+}
+
+// A client repeats by itself what got no good answer, and shows only the last one.
+func TestARepetitionIsToldWhatTheForcedRefreshBeforeItDid(t *testing.T) {
+	lost := wechatsim.Fault{Kind: "lost", Mode: "forced", Times: 1}
+	busy := wechatsim.Fault{Kind: "errcode", Errcode: -1, Mode: "forced", Times: 1}
+	asked := func(m *mount) { m.read("demo") }
+	for name, c := range map[string]struct {
+		fault wechatsim.Fault
+		then  func(m *mount)
+		name  string // that repeats
+		says  string // "AT" stands for the time of the first
+	}{
+		"it was answered":                  {wechatsim.Fault{}, nil, "demo", `was not replaced again, as the forced refresh of account "demo" at AT has replaced it`},
+		"its answer was lost":              {lost, nil, "demo", `and whether the forced refresh of account "demo" at AT has replaced it is not known yet`},
+		"its answer was lost, WeChat told": {lost, asked, "demo", `was not replaced again, as the forced refresh of account "demo" at AT has replaced it`},
+		"WeChat was busy":                  {busy, nil, "demo", `and whether the forced refresh of account "demo" at AT has replaced it is not known yet`},
+		"WeChat was busy, and told later":  {busy, asked, "demo", `was not replaced, nor has the forced refresh of account "demo" at AT replaced it`},
+		"WeChat handed out the same token": {wechatsim.Fault{Kind: "sametoken", Times: 1}, nil, "demo", `was not replaced, nor has the forced refresh of account "demo" at AT replaced it`},
+		"by another name":                  {wechatsim.Fault{}, nil, "twin", `the token of account "twin" was not replaced again, as the forced refresh of account "demo" at AT has`},
+		"from another level":               {wechatsim.Fault{}, nil, "team/twin", `as the forced refresh of an account at another level at AT has replaced it`},
+		"after a restart":                  {wechatsim.Fault{}, func(m *mount) { m.reopen() }, "demo", `and whether a forced refresh at AT, before the engine's last start, has replaced it is not known:`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				for _, name := range []string{"demo", "twin", "team/twin"} {
+					m.write(name, nil)
+				}
+				if c.fault.Kind != "" {
+					m.sim.Inject(c.fault)
+				}
+				at := timestamp(time.Now())
+				_ = m.try(logical.UpdateOperation, "rotate/demo", nil)
+				if c.then != nil {
+					c.then(m)
+				}
+				status, text := m.refused(logical.UpdateOperation, "rotate/"+c.name, nil)
+				require.Equal(t, http.StatusTooManyRequests, status)
+				require.Contains(t, text, strings.ReplaceAll(c.says, "AT", at))
+				require.Contains(t, text, "try again in ")
+				require.NotContains(t, text, "revocation")
+				time.Sleep(2 * forcedSpacing)
+				m.ok(logical.UpdateOperation, "rotate/demo", nil)
+			})
+		})
+	}
 }
 
 func TestRotateReachesTheOtherNamesOfTheAppID(t *testing.T) {

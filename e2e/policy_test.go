@@ -22,7 +22,8 @@ func (e *engine) policy(t *testing.T, name string) string {
 }
 
 // permission is an operation on a path of the mount. "write key" is a write that
-// asks for the session key as well.
+// asks for the session key as well, "write verify" one that has the stored
+// credentials tried and names no other field.
 type permission struct{ operation, path string }
 
 // area returns which part of the engine the path is of.
@@ -39,6 +40,7 @@ func permissions(accounts ...string) []permission {
 		all = append(
 			all,
 			permission{"write", "config/" + name}, permission{"read", "config/" + name},
+			permission{"write verify", "config/" + name},
 			permission{"read", "token/" + name}, permission{"write", "refresh/" + name},
 			permission{"write", "code2session/" + name}, permission{"write key", "code2session/" + name},
 			permission{"write", "oauth2/" + name},
@@ -90,7 +92,7 @@ func (p permission) try(t *testing.T, client *api.Client, e *engine) error {
 		answer, err = client.Logical().List(strings.TrimSuffix(full, "/"))
 	case "delete":
 		_, err = client.Logical().Delete(full)
-	case "write", "write key":
+	case "write", "write key", "write verify":
 		_, err = client.Logical().Write(full, p.data(t, e))
 	default:
 		panic("unknown operation " + p.operation)
@@ -110,6 +112,9 @@ func (p permission) data(t *testing.T, e *engine) fields {
 	}
 	switch p.area() {
 	case "config":
+		if p.operation == "write verify" {
+			return fields{"verify": true}
+		}
 		return fields{"max_ttl": "2m"}
 	case "code2session":
 		data := fields{"js_code": mint(wechatsim.APICode2Session)}
@@ -147,7 +152,7 @@ func (e *engine) permits(t *testing.T, client *api.Client, accounts []string, gr
 		default:
 			grants++
 			tokens = tokens || p.area() == "token" && p.operation == "read"
-			rids = rids || slices.Contains([]string{"config", "rotate", "clear-quota"}, p.area()) && p.operation == "write"
+			rids = rids || slices.Contains([]string{"config", "rotate", "clear-quota"}, p.area()) && strings.HasPrefix(p.operation, "write")
 		}
 	}
 	if tokens && rids {
@@ -181,9 +186,12 @@ func TestEachRoleMayDoItsPartOnly(t *testing.T) {
 	exactly := func(all ...permission) func(permission) bool {
 		return func(p permission) bool { return slices.Contains(all, p) }
 	}
+	onCall := func(p permission) bool {
+		return p.operation == "write verify" || of("refresh/", "rotate/", "clear-quota/", "status/")(p)
+	}
 	for role, granted := range map[string]func(permission) bool{
 		"operator":   of("config/", "status/"),
-		"on-call":    of("refresh/", "rotate/", "clear-quota/", "status/"),
+		"on-call":    onCall,
 		"monitoring": of("status/", "metrics"),
 		"team":       of("token/team-a/", "refresh/team-a/", "status/team-a/"),
 		"application": exactly(
@@ -207,6 +215,37 @@ func TestEachRoleMayDoItsPartOnly(t *testing.T) {
 			e.permits(t, e.login(t, e.policy(t, role)), teamAccounts, granted)
 		})
 	}
+}
+
+// On-call ends a wait with verify=true, and can change nothing by it.
+func TestOnCallWritesVerifyAndNothingBesides(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	account := e.account(wechatsim.Account{})
+	e.configure(t, "shop", account)
+	before := e.config(t, "shop")
+	onCall := e.login(t, e.policy(t, "on-call"))
+	other := with(account, fields{
+		"proxy_url": "http://127.0.0.1:3128", "ca_pem": "", "request_timeout": "6s", "sync_interval": 0, "max_ttl": "1m",
+	})
+	for field, value := range other {
+		for what, written := range map[string]fields{"alone": {field: value}, "beside verify": {field: value, "verify": true}} {
+			t.Run(field+" "+what, func(t *testing.T) {
+				_, err := onCall.Logical().Write(e.path+"/config/shop", written)
+				refused(t, err, http.StatusForbidden)
+			})
+		}
+	}
+	_, err := onCall.Logical().Write(e.path+"/config/shpo", fields{"verify": true})
+	refused(t, err, http.StatusForbidden)
+
+	e.inject(account, wechatsim.Fault{Kind: "errcode", Errcode: 40243})
+	_, err = onCall.Logical().Write(e.path+"/config/shop", fields{"verify": true})
+	refused(t, err, http.StatusBadRequest, "40243")
+	e.ClearFaults()
+	_, err = onCall.Logical().Write(e.path+"/config/shop", fields{"verify": true})
+	must(t, err)
+	sameFields(t, before, e.config(t, "shop"))
 }
 
 // person returns a client that has logged in with a password, as an entity with

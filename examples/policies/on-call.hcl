@@ -1,6 +1,6 @@
 # On-call answers incidents: sees what is wrong, has a token that WeChat rejects
-# looked at, replaces one that leaked, and has WeChat count calls from zero again. It
-# can neither read a token nor change an account.
+# looked at, replaces one that leaked, tries what was mended, and has WeChat count
+# calls from zero again. It can neither read a token nor change an account.
 #
 # An error of rotate/ or clear-quota/ may name WeChat's rid of a call that carried
 # the AppSecret, and with a token of the account a rid may open that call's record:
@@ -14,6 +14,16 @@ path "wechat/status/*" {
 
 path "wechat/refresh/*" {
   capabilities = ["update"]
+}
+
+# verify=true has the stored credentials tried now, and ends the engine's wait. No
+# other field may be written. Without "create" a mistyped name is denied.
+path "wechat/config/*" {
+  capabilities = ["update"]
+
+  allowed_parameters = {
+    "verify" = []
+  }
 }
 
 # The old token dies for everybody. WeChat allows this 20 times a day.

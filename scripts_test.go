@@ -2,7 +2,6 @@ package wechat
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,7 +37,7 @@ func TestABuildTellsWhatItDoesAndEveryHalfMinuteThatItGoesOn(t *testing.T) {
 	var stdout bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, stderr
 	var ended *exec.ExitError
-	require.True(t, errors.As(cmd.Run(), &ended))
+	require.ErrorAs(t, cmd.Run(), &ended)
 	require.Equal(t, 7, ended.ExitCode(), "the status is the build's")
 	require.Equal(t, "built\n", stdout.String(), "the output is the build's")
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/hashicorp/vault/api"
 
+	wechat "github.com/vault-wechat/vault-plugin-secrets-wechat"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/vaulttest"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
@@ -32,17 +33,20 @@ import (
 // any lines, within one for any text. The outputs are those of Vault 1.21: of an older
 // one, and of OpenBao, only each line's first word is compared.
 
+// The commands in the comments of examples are run as well, and have to succeed.
+
 // executed are the pages whose commands are run, each with what there has to be
 // before, but for the commands of notExecuted.
 var executed = []executedPage{
 	{"README.md", nil}, // mounts the engine itself
-	{"docs/install.md", func(t *testing.T, d *documents) {
-		d.provide(t, "v0.3.0") // the page says that it was built and registered as v0.2.0 was
-		must(t, d.vault.Sys().RegisterPluginWithContext(t.Context(), &api.RegisterPluginInput{
-			Name: pluginName, Type: api.PluginTypeSecrets, Version: "v0.3.0",
-			Command: pluginName + "_v0.3.0", SHA256: d.built["v0.3.0"].SHA256,
-		}))
-		d.provide(t, "v0.2.0")
+	{"docs/install.md", func(_ *testing.T, d *documents) {
+		d.ahead("OLD=$(vault read -field=running_plugin_version sys/mounts/wechat)", func(t *testing.T) {
+			d.provide(t, upgraded) // the page says that it was built and registered as the first was
+			must(t, d.vault.Sys().RegisterPluginWithContext(t.Context(), &api.RegisterPluginInput{
+				Name: pluginName, Type: api.PluginTypeSecrets, Version: upgraded,
+				Command: pluginName + "_" + upgraded, SHA256: d.built[upgraded].SHA256,
+			}))
+		})
 	}},
 	{"docs/concepts.md", func(t *testing.T, d *documents) {
 		d.mount(t)
@@ -75,11 +79,11 @@ var executed = []executedPage{
 		d.account(t, "demo", "wx0123456789abcdef")
 		d.failing(t, "team-b/mall", "wx5555555555555555")
 		d.Update("wx3333333333333333", func(a *wechatsim.Account) { a.Lifetime = 291 * time.Second })
-		d.account(t, "mini", "wx3333333333333333")
-		d.ahead("vault read wechat/token/mini", func(t *testing.T) {
+		d.account(t, "team-a/shop", "wx3333333333333333")
+		d.ahead("vault read wechat/token/team-a/shop", func(t *testing.T) {
 			d.Inject(wechatsim.Fault{Kind: "errcode", AppID: "wx3333333333333333", Errcode: -1})
 			eventually(t, patience, "the token is due", func() bool {
-				answer, err := d.vault.Logical().Read(d.path + "/token/mini")
+				answer, err := d.vault.Logical().Read(d.path + "/token/team-a/shop")
 				return err == nil && len(answer.Warnings) > 0
 			})
 		})
@@ -117,7 +121,16 @@ var executed = []executedPage{
 		d.replaced = strings.NewReplacer("http://127.0.0.1:44087", d.url)
 		d.ahead("vault write -force wechat/refresh/demo", func(t *testing.T) { d.rests(t, "demo") })
 	}},
+	{"examples/policies/every-team.hcl", func(t *testing.T, d *documents) { d.mount(t) }},
+	{"examples/policies/wrapped.hcl", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.account(t, "team-a/shop", "wx0123456789abcdef")
+	}},
+	{"examples/terraform/main.tf", func(t *testing.T, d *documents) { d.mount(t) }},
 }
+
+// upgraded is the version to which docs/install.md upgrades.
+const upgraded = "v0.3.0-dev"
 
 // refreshAll is the command with which docs/incidents.md has all accounts refreshed.
 const refreshAll = `for name in $(curl -s -H "X-Vault-Token: $VAULT_TOKEN" "$VAULT_ADDR/v1/wechat/status?list=true&recursive=true" | jq -r '.data.keys[]'); do vault write -f "wechat/refresh/$name"; done`
@@ -133,6 +146,10 @@ var notExecuted = []leftOut{
 	{"docker ", "it needs a Docker daemon"},
 	{"vault plugin register -oci_image=", "it needs the image in a Docker daemon, and its ID"},
 	{"vault secrets enable -path=wechat -plugin-version=v1.2.3", "it needs gVisor's runtime in a Docker daemon"},
+	{"vault agent -config=/etc/", "TestAgentsStayFresh runs both Agents"},
+	{"kubectl ", "it needs a cluster of Kubernetes"},
+	{"promtool ", "TestEveryAlertIsTestedAndInTheRunbook runs it"},
+	{"terraform apply", "it needs Terraform, with its provider: TestTerraformExampleConfiguresAnAccount does what it has done"},
 }
 
 type executedPage struct {
@@ -172,19 +189,22 @@ type documents struct {
 	replaced *strings.Replacer
 	hooks    map[string][]func(t *testing.T) // called before a command: one for each time that it is shown
 	built    map[string]vaulttest.Plugin     // by version
+	tokens   map[string]string               // by the policy that they have
 }
 
 func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
-	d := &documents{engine: newPlatform(t, ownVault(t)), dir: t.TempDir(), built: map[string]vaulttest.Plugin{}}
+	d := &documents{
+		engine: newPlatform(t, ownVault(t)), dir: t.TempDir(),
+		built: map[string]vaulttest.Plugin{subject.plugin.Version: subject.plugin}, tokens: map[string]string{},
+	}
 	d.path = "wechat"
 	d.hide(documentsSecret)
 	must(t, os.MkdirAll(filepath.Join(d.dir, "bin"), 0o700))
 	must(t, os.Symlink(mustAbs(t, "../examples"), filepath.Join(d.dir, "examples")))
 	d.wrapVault(t)
-	d.provide(t, "v0.2.0")
 	for _, e := range executed {
 		t.Run(e.page, func(t *testing.T) {
-			for _, appid := range []string{"wx0123456789abcdef", "wx2222222222222222", "wx3333333333333333", "wx5555555555555555"} {
+			for _, appid := range []string{"wx0123456789abcdef", "wx2222222222222222", "wx3333333333333333", anyAppID, "wx5555555555555555"} {
 				d.SetAccount(appid, wechatsim.Account{Secret: documentsSecret, ForcedSpacing: time.Millisecond}) // the page before may have forced
 			}
 			for _, program := range neededPrograms {
@@ -192,6 +212,8 @@ func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
 					return
 				}
 			}
+			must(t, d.vault.Register(t.Context(), subject.plugin)) // the page before may have ended that
+			d.provide(t, wechat.Version)                           // as a build has it that names no other
 			d.hooks = map[string][]func(t *testing.T){}
 			d.ClearFaults()
 			d.home, d.env, d.cd, d.replaced = t.TempDir(), nil, "", strings.NewReplacer()
@@ -207,12 +229,12 @@ func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
 func TestNoCommandOfTheDocumentsIsLeftOutWithoutAReason(t *testing.T) {
 	t.Parallel()
 	used := map[string]bool{}
-	for _, pattern := range []string{"../*.md", "../docs/*.md", "../examples/*/*.md"} {
+	for _, pattern := range []string{"../*.md", "../docs/*.md", "../examples/*/*", "../examples/*/*/*"} {
 		pages, err := filepath.Glob(pattern)
 		must(t, err)
 		for _, page := range pages {
 			page = filepath.ToSlash(strings.TrimPrefix(page, ".."+string(filepath.Separator)))
-			if strings.HasSuffix(page, ".zh-CN.md") {
+			if info, err := os.Stat(filepath.Join("..", page)); err != nil || info.IsDir() || strings.HasSuffix(page, ".zh-CN.md") {
 				continue // another test holds that its blocks are those of the English page
 			}
 			runs := slices.ContainsFunc(executed, func(e executedPage) bool { return e.page == page })
@@ -391,14 +413,22 @@ cp "$PUBLISHED"/SHA256SUMS* "$PUBLISHED"/*_linux_amd64.tar.gz "$DOWNLOADED"`)
 	d.ahead("git checkout "+version, func(*testing.T) { d.cd = clone })
 }
 
-// execute runs the commands of a page.
+// execute runs the commands of a page: those of a runbook with the rights of their
+// roles, all others with root's.
 func (d *documents) execute(t *testing.T, page string) {
 	t.Helper()
+	blocks := codeBlocks
+	if slices.Contains(runbooks, page) {
+		blocks = pageBlocks
+	}
 	sh := startShell(t, d)
 	commands := 0
-	for _, block := range codeBlocks(t, page) {
+	for _, block := range blocks(t, page) {
 		for _, c := range toRun(block) {
 			commands++
+			if d.onlyChecked(t, c) {
+				continue
+			}
 			if hooks := d.hooks[c.text]; len(hooks) > 0 {
 				d.hooks[c.text] = hooks[1:]
 				hooks[0](t)
@@ -409,9 +439,15 @@ func (d *documents) execute(t *testing.T, page string) {
 				}
 				d.cd = ""
 			}
-			output, status := sh.run(t, d.replaced.Replace(c.text))
+			_, _ = sh.run(t, "VAULT_TOKEN="+d.tokenOf(t, c.role))
+			command, done := d.filledIn(t, c.text)
+			output, status := sh.run(t, d.replaced.Replace(command))
+			done()
 			if failed := len(c.output) > 0 && strings.HasPrefix(c.output[0], "Error"); failed != (status != 0) {
-				t.Errorf("%s: the command ended with %d:\n$ %s\n%s", page, status, c.text, strings.Join(output, "\n"))
+				t.Errorf("%s: the command of %q ended with %d:\n$ %s\n%s", page, c.role, status, c.text, strings.Join(output, "\n"))
+				continue
+			}
+			if c.inline {
 				continue
 			}
 			for i := range output {
@@ -435,16 +471,37 @@ func (d *documents) execute(t *testing.T, page string) {
 type shown struct {
 	text   string
 	output []string
+	role   string // whose command it is, by the name of the role's policy: in a runbook
+	inline bool   // in running text, or in a comment, without its output
 }
 
-// codeBlocks returns the commands of a page, block by block.
+// codeBlocks returns the commands of a page, block by block: of an example those of its
+// comments.
 func codeBlocks(t *testing.T, page string) [][]shown {
+	t.Helper()
+	if !strings.HasSuffix(page, ".md") {
+		return [][]shown{exampleCommands(t, page)}
+	}
+	blocks := slices.DeleteFunc(pageBlocks(t, page), func(block []shown) bool { return len(block) > 0 && block[0].inline })
+	for _, block := range blocks {
+		for i := range block {
+			block[i].role = ""
+		}
+	}
+	return blocks
+}
+
+// pageBlocks returns the commands of a page, block by block, each with its role. Those in
+// a line of running text are a block.
+func pageBlocks(t *testing.T, page string) [][]shown {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", filepath.FromSlash(page)))
 	must(t, err)
 	var blocks [][]shown
+	names := naming{policies: policiesOf(t, page)}
 	inBlock, continued := false, false
 	for line := range strings.Lines(string(text)) {
+		prose := strings.TrimRight(line, "\n")
 		line = strings.TrimSpace(line)
 		last := len(blocks) - 1
 		command, isCommand := strings.CutPrefix(line, "$ ")
@@ -454,11 +511,14 @@ func codeBlocks(t *testing.T, page string) [][]shown {
 				blocks = append(blocks, nil)
 			}
 		case !inBlock:
+			if commands := names.read(prose); len(commands) > 0 {
+				blocks = append(blocks, commands)
+			}
 		case continued:
 			c := &blocks[last][len(blocks[last])-1]
 			c.text, continued = strings.CutSuffix(c.text+line, `\`)
 		case isCommand:
-			c := shown{}
+			c := shown{role: names.current()}
 			c.text, continued = strings.CutSuffix(command, `\`)
 			blocks[last] = append(blocks[last], c)
 		case len(blocks[last]) > 0:

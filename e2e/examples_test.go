@@ -43,7 +43,7 @@ func TestEveryExampleIsTestedAndLinkedTo(t *testing.T) {
 		"kubernetes/agent-injector.yaml", "kubernetes/csi.yaml", "kubernetes/external-secrets.yaml", "kubernetes/secrets-operator.yaml",
 		"mini-program/go/main.go", "mini-program/node/server.mjs", // TestMiniProgramsNeedNoAppSecret
 		"nomad/client.hcl", "nomad/shop.nomad.hcl",
-		"policies/application.hcl", "policies/every-team.hcl", "policies/login-service.hcl", "policies/mini-program.hcl",
+		"policies/administrator.hcl", "policies/application.hcl", "policies/every-team.hcl", "policies/login-service.hcl", "policies/mini-program.hcl",
 		"policies/monitoring.hcl", "policies/on-call.hcl", "policies/operator.hcl", "policies/page-server.hcl",
 		"policies/team.hcl", "policies/web-login.hcl", "policies/wrapped.hcl", // policy_test.go
 		"prometheus/dashboard.json", "prometheus/prometheus.yml", "prometheus/rules.yml", "prometheus/rules_test.yml", // prometheus_test.go

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"testing"
@@ -158,4 +159,43 @@ func TestUpgradeAndDowngradeUnderLoad(t *testing.T) {
 		}
 		e.sawForced(t, account, 0, 0)
 	}
+}
+
+// A pin holds every mount of a plugin at one version. Vault refuses to tune a mount to
+// another, and starts the version to which the pin is moved.
+func TestAPinIsMovedInPlaceOfATune(t *testing.T) {
+	t.Parallel()
+	if !subject.host.IsVault(1, 17) {
+		t.Skip("it has no pins")
+	}
+	v := ownVault(t)
+	e := newEngineOn(t, v)
+	account := e.account(wechatsim.Account{})
+	e.configure(t, "myapp", account)
+	token := e.token(t, "myapp")
+	other := buildPlugin(t, "v99.0.0")
+	must(t, v.Install(other))
+	must(t, v.Register(t.Context(), other))
+
+	administrator := e.login(t, e.policy(t, "administrator"))
+	pin := func(version string) {
+		t.Helper()
+		_, err := administrator.Logical().Write(aPin, fields{"version": version})
+		must(t, err)
+		answer, err := administrator.Logical().Read(aPin)
+		must(t, err)
+		is(t, answer.Data, fields{"version": version})
+	}
+	pin(subject.plugin.Version)
+	err := v.Sys().TuneMountAllowNil(e.path, api.TuneMountConfigInput{PluginVersion: new(other.Version)})
+	refused(t, err, http.StatusBadRequest, "plugin_version cannot be set")
+	pin(other.Version)
+	_, err = administrator.Sys().RootReloadPlugin(t.Context(), &api.RootReloadPluginInput{Plugin: pluginName})
+	must(t, err)
+	if got := e.runningVersion(t); got != other.Version {
+		t.Errorf("version %s runs, want that of the pin, %s", got, other.Version)
+	}
+	sameToken(t, token, e.token(t, "myapp"))
+	_, err = administrator.Logical().Delete(aPin)
+	must(t, err)
 }

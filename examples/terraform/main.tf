@@ -40,8 +40,10 @@ resource "vault_mount" "wechat" {
   path = "wechat"
   type = "vault-plugin-secrets-wechat"
 
-  # Without a version Vault takes whichever it thinks the newest. For an upgrade
-  # register the new one, apply this, and reload: vault plugin reload -mounts=wechat/
+  # Without a version Vault takes the one that it thinks the newest. For an upgrade
+  # register the new one, apply this, and reload every mount of the plugin:
+  #
+  #     vault plugin reload -plugin=vault-plugin-secrets-wechat
   plugin_version = var.plugin_version
 
   lifecycle {

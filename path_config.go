@@ -138,7 +138,9 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		return logical.ErrorResponse(err.Error()), nil
 	}
 	verify := data.Get("verify").(bool) && sets(data, "appid", "secret", "base_url", "proxy_url", "ca_pem", "verify")
+	var before *config
 	done, err := b.keeper.configure(ctx, req.Storage, name, verify, func(old *config) (*config, error) {
+		before = old
 		if old != nil && !sets(data, configFieldNames...) {
 			return nil, fmt.Errorf("the write names no field: nothing was changed; write %s; verify=true alone tries the stored credentials",
 				strings.Join(configFieldNames, ", "))
@@ -146,7 +148,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		return old.update(data)
 	})
 	if err != nil {
-		return operatorResponse(fmt.Sprintf("account %q was not stored", name), withVerifyHint(withoutRetryPromise(err)))
+		return refusedWrite(name, before != nil, setsStored(data), withoutRetryPromise(err))
 	}
 	if done.invalid != nil {
 		return logical.ErrorResponse(done.invalid.Error()), nil
@@ -163,16 +165,39 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	return resp, nil
 }
 
-// withVerifyHint tells, where the credentials could not be tried, how to store
-// them all the same.
-func withVerifyHint(err error) error {
-	p := problemOf(err)
-	if p == nil || p.status != http.StatusBadGateway {
-		return err
+// setsStored reports whether the write names a field that is stored.
+func setsStored(data *framework.FieldData) bool {
+	for field := range configFields {
+		if field != "verify" && sets(data, field) {
+			return true
+		}
 	}
-	hinted := *p
-	hinted.advice += ", or write with verify=false to store the account without trying it"
-	return &hinted
+	return false
+}
+
+// refusedWrite is the answer to a write that err prevents, of an account that is stored
+// or is not. Where the credentials could not be tried, and the write changes something,
+// it tells how to store it all the same.
+func refusedWrite(name string, stored, changes bool, err error) (*logical.Response, error) {
+	words := fmt.Sprintf("account %q was not stored", name)
+	switch {
+	case !changes:
+		words = fmt.Sprintf("the credentials of account %q could not be confirmed, and nothing was changed", name)
+	case stored:
+		words = fmt.Sprintf("account %q was not changed, and keeps the settings and the token that it had", name)
+	}
+	if p := problemOf(err); p != nil && changes && untried(p) {
+		hinted := *p
+		hinted.advice += ", or write with verify=false to store this without trying it"
+		err = &hinted
+	}
+	return operatorResponse(words, err)
+}
+
+// untried reports whether p says nothing of the credentials, and will for longer than a
+// moment.
+func untried(p *problem) bool {
+	return p.status == http.StatusBadGateway && !isForcing(p) || isQuota(p)
 }
 
 // warnOfTwins adds a warning that tells of the mount's other accounts with the same
@@ -229,8 +254,10 @@ With "-" the secret is read from standard input, so that it appears neither in
 the shell's history nor in the process list. It is never read back.
 
 The credentials are tried against WeChat before anything is stored. If WeChat
-refuses them the answer says why, and nothing changes; if WeChat cannot be
-reached, verify=false stores them all the same.
+refuses them the answer says why, and nothing changes: an account that is there
+keeps its settings and its token. If WeChat cannot be reached, or the quota of the
+day is used up, verify=false stores them all the same. verify=true alone tries what
+is stored.
 
 A change of base_url, proxy_url or ca_pem needs "secret" in the same write: they
 decide where the secret is sent. Changing appid or base_url drops the account's

@@ -261,11 +261,14 @@ func TestARefusedWriteStoresAndChangesNothing(t *testing.T) {
 				}
 				data := account1(map[string]any{"max_ttl": 60, "request_timeout": 5})
 				maps.Copy(data, c.data)
-				for _, account := range []string{"demo", "new"} {
+				for account, says := range map[string]string{
+					"demo": `account "demo" was not changed, and keeps the settings and the token that it had: `,
+					"new":  `account "new" was not stored: `,
+				} {
 					m.changesNothing(1, func() {
 						status, text := m.refused(logical.UpdateOperation, "config/"+account, data)
 						require.Equal(t, c.status, status, text)
-						require.Contains(t, text, fmt.Sprintf("account %q was not stored", account))
+						require.True(t, strings.HasPrefix(text, says), text)
 						require.Contains(t, text, "what to do:")
 						for _, words := range c.says {
 							require.Contains(t, text, words)
@@ -273,7 +276,8 @@ func TestARefusedWriteStoresAndChangesNothing(t *testing.T) {
 						if strings.Contains(text, "errcode") {
 							require.Contains(t, text, "rid ")
 						}
-						require.Equal(t, c.status == http.StatusBadGateway, strings.Contains(text, "verify=false"), text)
+						mayBeGood := c.status == http.StatusBadGateway || name == "quota of the day"
+						require.Equal(t, mayBeGood, strings.Contains(text, "verify=false to store this"), text)
 						require.NotContains(t, text, triesAgain, "nobody repeats a write")
 						require.NotContains(t, text, token["access_token"])
 					})
@@ -289,6 +293,26 @@ func TestARefusedWriteStoresAndChangesNothing(t *testing.T) {
 				delete(again, "ttl")
 				require.Equal(t, token, again)
 				require.Equal(t, token["access_token"], m.sim.Current(testAppID), "at WeChat, too")
+			})
+		})
+	}
+}
+
+func TestAStoredAccountThatIsTriedInVainIsToldToBeAsItWas(t *testing.T) {
+	for name, c := range refusals {
+		if c.fault == nil {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.sim.Inject(*c.fault)
+				m.changesNothing(1, func() {
+					status, text := m.refused(logical.UpdateOperation, "config/demo", map[string]any{"verify": true})
+					require.Equal(t, c.status, status, text)
+					require.True(t, strings.HasPrefix(text, `the credentials of account "demo" could not be confirmed, and nothing was changed: `), text)
+					require.NotContains(t, text, "verify=false", "there is nothing to store")
+				})
 			})
 		})
 	}

@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -55,6 +56,17 @@ type config struct {
 	RequestTimeout time.Duration `json:"request_timeout"` // nanoseconds, like the two below
 	SyncInterval   time.Duration `json:"sync_interval"`
 	MaxTTL         time.Duration `json:"max_ttl"`
+
+	// Written is read back: clients compare it with what they wrote, and would take
+	// another form of it for a change.
+	Written written `json:"written,omitzero"`
+}
+
+// written is what a write said, where the engine uses an equal form of it. A field is
+// empty if there is no other form.
+type written struct {
+	BaseURL string `json:"base_url,omitempty"`
+	CAPEM   string `json:"ca_pem,omitempty"`
 }
 
 // newConfig holds the defaults.
@@ -144,6 +156,9 @@ func (cfg *config) setCredentials(data *framework.FieldData) error {
 		if err := checkCredential("appid", cfg.AppID); err != nil {
 			return err
 		}
+		if strings.HasPrefix(cfg.AppID, "gh_") {
+			return errors.New("appid is the account's original ID (原始 ID), which begins with gh_: write its AppID, which begins with wx and is shown in the account's console beside the AppSecret")
+		}
 	}
 	if sets(data, "secret") {
 		cfg.Secret = data.Get("secret").(string)
@@ -170,11 +185,12 @@ func checkCredential(field, value string) error {
 
 func (cfg *config) setRoute(data *framework.FieldData) error {
 	if sets(data, "base_url") {
-		normal, err := normalizeBaseURL(data.Get("base_url").(string))
+		raw := data.Get("base_url").(string)
+		normal, err := normalizeBaseURL(raw)
 		if err != nil {
 			return err
 		}
-		cfg.BaseURL = normal
+		cfg.BaseURL, cfg.Written.BaseURL = normal, otherForm(raw, normal)
 	}
 	if sets(data, "proxy_url") {
 		cfg.ProxyURL = data.Get("proxy_url").(string)
@@ -183,12 +199,26 @@ func (cfg *config) setRoute(data *framework.FieldData) error {
 		}
 	}
 	if sets(data, "ca_pem") {
-		roots, err := normalizeCAPEM(strings.TrimSpace(data.Get("ca_pem").(string)))
-		cfg.CAPEM = roots
+		raw := data.Get("ca_pem").(string)
+		roots, err := normalizeCAPEM(strings.TrimSpace(raw))
+		cfg.CAPEM, cfg.Written.CAPEM = roots, ""
+		if withoutSpace(raw) == withoutSpace(roots) { // words around the certificates are not kept
+			cfg.Written.CAPEM = otherForm(raw, roots)
+		}
 		return err
 	}
 	return nil
 }
+
+// otherForm returns raw if it is another form of normal.
+func otherForm(raw, normal string) string {
+	if raw == normal {
+		return ""
+	}
+	return raw
+}
+
+func withoutSpace(text string) string { return strings.Join(strings.Fields(text), "") }
 
 // normalizeBaseURL validates a base_url and returns it without a trailing
 // slash. An empty one stands for the default.
@@ -211,7 +241,22 @@ func normalizeBaseURL(raw string) (string, error) {
 		return "", errors.New("base_url must use https; http is for 127.0.0.0/8, ::1 and localhost only")
 	}
 	u.Host = strings.ToLower(u.Host)
+	path := strings.TrimRight(u.Path, "/")
+	if path != "" && strings.HasSuffix(u.Hostname(), ".weixin.qq.com") || endsInAPI(path) {
+		return "", errors.New("base_url holds a path of WeChat's API, which the engine appends to it: write only what comes before, such as https://api.weixin.qq.com")
+	}
 	return strings.TrimRight(u.String(), "/"), nil
+}
+
+// endsInAPI reports whether the path of a base_url ends in one of WeChat's API. A relay
+// may have a path of its own, also below a cgi-bin.
+func endsInAPI(path string) bool {
+	for _, api := range []string{"/cgi-bin", "/cgi-bin/token", "/cgi-bin/stable_token", "/sns", "/sns/jscode2session", "/sns/oauth2/access_token"} {
+		if strings.HasSuffix(path, api) {
+			return true
+		}
+	}
+	return false
 }
 
 // validPort reports whether the URL's port, if it names one, is one.
@@ -233,6 +278,14 @@ func isLoopback(host string) bool {
 
 // checkProxyURL never quotes the URL: it may hold a password.
 func checkProxyURL(raw string) error {
+	err := checkProxy(raw)
+	if err != nil && strings.Contains(raw, "@") {
+		return fmt.Errorf("%w; percent-encode the password where it has # (%%23), %% (%%25), / (%%2F), ? (%%3F) or @ (%%40)", err)
+	}
+	return err
+}
+
+func checkProxy(raw string) error {
 	if raw == "" {
 		return nil
 	}
@@ -303,11 +356,22 @@ func (cfg *config) setTimes(data *framework.FieldData) error {
 			if f.off {
 				orOff = ", or 0"
 			}
-			return fmt.Errorf("%s must be whole seconds from %s to %s%s", f.field, f.min, f.max, orOff)
+			return fmt.Errorf("%s must be whole seconds from %s to %s%s", f.field, inShort(f.min), inShort(f.max), orOff)
 		}
 		*f.value = d
 	}
 	return nil
+}
+
+// inShort is a duration as it is written: 24h, not 24h0m0s.
+func inShort(d time.Duration) string {
+	text := d.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(text, zero) {
+			text = text[:len(text)-2]
+		}
+	}
+	return text
 }
 
 // wholeSeconds reads a duration as Vault users write them: a number of seconds
@@ -339,15 +403,18 @@ func wholeSeconds(raw any) (time.Duration, error) {
 func (cfg *config) fields() map[string]any {
 	proxy := ""
 	if u, err := url.Parse(cfg.ProxyURL); err == nil {
-		u.User = nil
-		proxy = u.String()
+		proxy = cfg.ProxyURL
+		if u.User != nil {
+			u.User = nil
+			proxy = u.String()
+		}
 	}
 	return map[string]any{
 		"appid":           cfg.AppID,
 		"secret_set_time": timestamp(cfg.SecretSetTime),
-		"base_url":        cfg.BaseURL,
+		"base_url":        cmp.Or(cfg.Written.BaseURL, cfg.BaseURL),
 		"proxy_url":       proxy,
-		"ca_pem":          cfg.CAPEM,
+		"ca_pem":          cmp.Or(cfg.Written.CAPEM, cfg.CAPEM),
 		"request_timeout": int64(cfg.RequestTimeout / time.Second),
 		"sync_interval":   int64(cfg.SyncInterval / time.Second),
 		"max_ttl":         int64(cfg.MaxTTL / time.Second),

@@ -13,6 +13,7 @@ import (
 	"math"
 	"math/big"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -106,6 +107,8 @@ func TestDurations(t *testing.T) {
 				for _, words := range c.says {
 					require.Contains(t, tooLong, words)
 				}
+				require.NotContains(t, tooLong, "m0s")
+				require.NotContains(t, tooLong, "h0m")
 			})
 		})
 	}
@@ -137,86 +140,105 @@ func TestCredentials(t *testing.T) {
 func TestBaseURL(t *testing.T) {
 	const (
 		noURL  = "is not a URL"
+		api    = "holds a path of WeChat's API"
 		plain  = "must use https"
 		beyond = "no user, query or fragment"
 	)
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"verify": false})
 		for value, want := range map[string]string{
-			"":                                  "https://api.weixin.qq.com",
-			"https://api.weixin.qq.com":         "https://api.weixin.qq.com",
-			"https://api.weixin.qq.com/":        "https://api.weixin.qq.com",
-			"https://api2.weixin.qq.com":        "https://api2.weixin.qq.com",
-			"HTTPS://API.WeiXin.QQ.com":         "https://api.weixin.qq.com",
-			"https://relay.example.com:8443":    "https://relay.example.com:8443",
-			"https://relay.example.com:8443/":   "https://relay.example.com:8443",
-			"https://relay.example.com/wechat":  "https://relay.example.com/wechat",
-			"https://relay.example.com/a/b/":    "https://relay.example.com/a/b",
-			"https://Relay.Example.com/WeChat":  "https://relay.example.com/WeChat",
-			"https://192.0.2.1":                 "https://192.0.2.1",
-			"https://[2001:db8::1]:8443/wechat": "https://[2001:db8::1]:8443/wechat",
-			"https://127.0.0.1:8443":            "https://127.0.0.1:8443",
-			"http://127.0.0.1":                  "http://127.0.0.1",
-			"http://127.0.0.1:8080/":            "http://127.0.0.1:8080",
-			"http://127.1.2.3:8080":             "http://127.1.2.3:8080",
-			"http://127.255.255.255":            "http://127.255.255.255",
-			"http://[::1]:8080":                 "http://[::1]:8080",
-			"http://localhost:8080":             "http://localhost:8080",
-			"http://LOCALHOST:8080/wechat":      "http://localhost:8080/wechat",
-			"HTTP://localhost":                  "http://localhost",
+			"":                                          "https://api.weixin.qq.com",
+			"https://api.weixin.qq.com":                 "https://api.weixin.qq.com",
+			"https://api.weixin.qq.com/":                "https://api.weixin.qq.com",
+			"https://api2.weixin.qq.com":                "https://api2.weixin.qq.com",
+			"HTTPS://API.WeiXin.QQ.com":                 "https://api.weixin.qq.com",
+			"https://relay.example.com:8443":            "https://relay.example.com:8443",
+			"https://relay.example.com:8443/":           "https://relay.example.com:8443",
+			"https://relay.example.com/wechat":          "https://relay.example.com/wechat",
+			"https://relay.example.com/a/b/":            "https://relay.example.com/a/b",
+			"https://Relay.Example.com/WeChat":          "https://relay.example.com/WeChat",
+			"https://192.0.2.1":                         "https://192.0.2.1",
+			"https://[2001:db8::1]:8443/wechat":         "https://[2001:db8::1]:8443/wechat",
+			"https://127.0.0.1:8443":                    "https://127.0.0.1:8443",
+			"http://127.0.0.1":                          "http://127.0.0.1",
+			"http://127.0.0.1:8080/":                    "http://127.0.0.1:8080",
+			"http://127.1.2.3:8080":                     "http://127.1.2.3:8080",
+			"http://127.255.255.255":                    "http://127.255.255.255",
+			"http://[::1]:8080":                         "http://[::1]:8080",
+			"http://localhost:8080":                     "http://localhost:8080",
+			"https://relay.example.com/cgi-bin/wechat":  "https://relay.example.com/cgi-bin/wechat",
+			"https://relay.example.com/sns-relay":       "https://relay.example.com/sns-relay",
+			"https://relay.example.com/cgi-bin-relay/x": "https://relay.example.com/cgi-bin-relay/x",
+			"http://LOCALHOST:8080/wechat":              "http://localhost:8080/wechat",
+			"HTTP://localhost":                          "http://localhost",
 		} {
-			require.Equal(t, want, m.readBack("base_url", value), value)
+			wrote := value
+			if value == "" {
+				wrote = want
+			}
+			require.Equal(t, wrote, m.readBack("base_url", value), "it is read back as it was written")
+			cfg, err := loadConfig(t.Context(), m.storage, "demo")
+			require.NoError(t, err)
+			require.Equal(t, want, cfg.BaseURL, value)
 		}
 		for value, says := range map[string]string{
-			"http://api.weixin.qq.com":         plain,
-			"http://127.0.0.1.example.com":     plain,
-			"http://localhost.example.com":     plain,
-			"http://example.com:127":           plain,
-			"http://127.0.0.1@example.com":     beyond,
-			"http://localhost:80@example.com":  beyond,
-			"http://192.0.2.1":                 plain,
-			"http://10.0.0.1":                  plain,
-			"http://126.255.255.255":           plain,
-			"http://128.0.0.1":                 plain,
-			"http://0.0.0.0":                   plain,
-			"http://[::]":                      plain,
-			"http://[::2]":                     plain,
-			"http://[fe80::1]":                 plain,
-			"ftp://api.weixin.qq.com":          plain,
-			"socks5://127.0.0.1:1080":          plain,
-			"httpss://api.weixin.qq.com":       plain,
-			"//api.weixin.qq.com":              plain,
-			"https://us3r@host.example":        beyond,
-			"https://us3r:us3r@host.example":   beyond,
-			"https://@host.example":            beyond,
-			"https://:@host.example":           beyond,
-			"https://host.example?us3r=us3r":   beyond,
-			"https://host.example/a?us3r":      beyond,
-			"https://host.example?":            beyond,
-			"https://host.example/?":           beyond,
-			"https://host.example#us3r":        beyond,
-			"https://host.example#":            beyond,
-			"https://host.example/a#":          beyond,
-			"api.weixin.qq.com":                noURL,
-			"api.weixin.qq.com:443":            noURL,
-			"localhost:8080":                   noURL,
-			"https://":                         noURL,
-			"https:///cgi-bin":                 noURL,
-			"https://:443":                     noURL,
-			"https:api.weixin.qq.com":          noURL,
-			"https:/api.weixin.qq.com":         noURL,
-			"file:///etc/passwd":               noURL,
-			"://":                              noURL,
-			"/":                                noURL,
-			" ":                                noURL,
-			" https://api.weixin.qq.com":       noURL,
-			"https://api.weixin.qq.com ":       noURL,
-			"https://api.weixin.qq.com\n":      noURL,
-			"https://api .weixin.qq.com":       noURL,
-			"https://host.example:port":        noURL,
-			"https://host.example/%zz":         noURL,
-			"https://[::1":                     noURL,
-			"https://us3r:us3r%zz@host.exampl": noURL,
+			"http://api.weixin.qq.com":                       plain,
+			"http://127.0.0.1.example.com":                   plain,
+			"http://localhost.example.com":                   plain,
+			"http://example.com:127":                         plain,
+			"http://127.0.0.1@example.com":                   beyond,
+			"http://localhost:80@example.com":                beyond,
+			"http://192.0.2.1":                               plain,
+			"http://10.0.0.1":                                plain,
+			"http://126.255.255.255":                         plain,
+			"http://128.0.0.1":                               plain,
+			"http://0.0.0.0":                                 plain,
+			"http://[::]":                                    plain,
+			"http://[::2]":                                   plain,
+			"http://[fe80::1]":                               plain,
+			"ftp://api.weixin.qq.com":                        plain,
+			"socks5://127.0.0.1:1080":                        plain,
+			"httpss://api.weixin.qq.com":                     plain,
+			"//api.weixin.qq.com":                            plain,
+			"https://us3r@host.example":                      beyond,
+			"https://us3r:us3r@host.example":                 beyond,
+			"https://@host.example":                          beyond,
+			"https://:@host.example":                         beyond,
+			"https://host.example?us3r=us3r":                 beyond,
+			"https://host.example/a?us3r":                    beyond,
+			"https://host.example?":                          beyond,
+			"https://host.example/?":                         beyond,
+			"https://host.example#us3r":                      beyond,
+			"https://host.example#":                          beyond,
+			"https://host.example/a#":                        beyond,
+			"https://api.weixin.qq.com/cgi-bin":              api,
+			"https://api.weixin.qq.com/cgi-bin/":             api,
+			"https://API.weixin.qq.com/cgi-bin/stable_token": api,
+			"https://api2.weixin.qq.com/cgi-bin/token":       api,
+			"https://sh.api.weixin.qq.com/x":                 api,
+			"https://relay.example.com/wechat/cgi-bin/":      api,
+			"https://relay.example.com/cgi-bin/stable_token": api,
+			"https://relay.example.com/sns/jscode2session":   api,
+			"api.weixin.qq.com":                              noURL,
+			"api.weixin.qq.com:443":                          noURL,
+			"localhost:8080":                                 noURL,
+			"https://":                                       noURL,
+			"https:///cgi-bin":                               noURL,
+			"https://:443":                                   noURL,
+			"https:api.weixin.qq.com":                        noURL,
+			"https:/api.weixin.qq.com":                       noURL,
+			"file:///etc/passwd":                             noURL,
+			"://":                                            noURL,
+			"/":                                              noURL,
+			" ":                                              noURL,
+			" https://api.weixin.qq.com":                     noURL,
+			"https://api.weixin.qq.com ":                     noURL,
+			"https://api.weixin.qq.com\n":                    noURL,
+			"https://api .weixin.qq.com":                     noURL,
+			"https://host.example:port":                      noURL,
+			"https://host.example/%zz":                       noURL,
+			"https://[::1":                                   noURL,
+			"https://us3r:us3r%zz@host.exampl":               noURL,
 		} {
 			text := m.refusedField("base_url", value)
 			require.Contains(t, text, says, value)
@@ -236,7 +258,7 @@ func TestProxyURL(t *testing.T) {
 			"https://proxy.example.com":      "https://proxy.example.com",
 			"socks5://192.0.2.1:1080":        "socks5://192.0.2.1:1080",
 			"socks5://[2001:db8::1]:1080":    "socks5://[2001:db8::1]:1080",
-			"HTTP://proxy.example.com:3128":  "http://proxy.example.com:3128",
+			"HTTP://Proxy.example.com:3128":  "HTTP://Proxy.example.com:3128",
 			"http://proxy.example.com:3128/": "http://proxy.example.com:3128/",
 			"http://egress:" + password + "@proxy.example.com:3128":   "http://proxy.example.com:3128",
 			"https://egress:" + password + "%2F%40@proxy.example.com": "https://proxy.example.com",
@@ -272,6 +294,52 @@ func TestProxyURL(t *testing.T) {
 			require.NotContains(t, text, password)
 		}
 		require.NotContains(t, m.logs.String(), password)
+	})
+}
+
+func TestAProxysPasswordThatIsNotEncodedIsToldSo(t *testing.T) {
+	const hint = "percent-encode the password"
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false, "base_url": "https://192.0.2.1"})
+		for _, password := range []string{"pa#sswd", "12#sswd", "pa%sswd", "pa%", "pa/sswd", "12/sswd", "pa?sswd", "pa@s/swd", "p[sswd"} {
+			text := m.refusedField("proxy_url", "http://egress:"+password+"@proxy.example.com:3128")
+			require.Contains(t, text, hint, password)
+			require.NotContains(t, text, password)
+			require.NotContains(t, text, "sswd")
+			m.readBack("proxy_url", "http://egress:"+url.QueryEscape(password)+"@proxy.example.com:3128")
+		}
+		// That is no doubt: the last @ is the one before the host.
+		require.Equal(t, "http://proxy.example.com:3128", m.readBack("proxy_url", "http://egress:pa@sswd@proxy.example.com:3128"))
+		require.NotContains(t, m.refusedField("proxy_url", "http://proxy.example.com/path"), hint, "there is none")
+	})
+}
+
+func TestAnEqualFormOfTheWayKeepsTheToken(t *testing.T) {
+	cert, _ := certificate(t)
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"ca_pem": strings.TrimSpace(cert)})
+		token := m.served("demo")
+		for _, equal := range []map[string]any{
+			{"base_url": "HTTP://127.0.0.1:80/", "ca_pem": cert + "\n"},
+			{"base_url": testURL + "/", "ca_pem": strings.ReplaceAll(cert, "\n", "\r\n")},
+			{"base_url": testURL, "ca_pem": strings.TrimSpace(cert)},
+		} {
+			m.update("demo", account1(equal))
+			require.Subset(t, m.config("demo"), equal)
+			require.Equal(t, token, m.served("demo"))
+			m.reopen()
+			require.Subset(t, m.config("demo"), equal, "also after a restart")
+		}
+	})
+}
+
+func TestAnOriginalIDIsNoAppID(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		text := m.refusedField("appid", "gh_0123456789ab")
+		require.Contains(t, text, "原始 ID")
+		require.Contains(t, text, "begins with wx")
+		require.NotContains(t, text, "0123456789ab")
 	})
 }
 
@@ -336,6 +404,11 @@ func TestCAPEMTakesCertificates(t *testing.T) {
 		} {
 			got := m.readBack("ca_pem", value).(string)
 			require.Equal(t, blocks(value), blocks(got), name)
+			if strings.Contains(value, "subject=") {
+				require.NotContains(t, got, "subject=", "what is no certificate is not kept")
+			} else {
+				require.Equal(t, value, got, "%s is read back as it was written", name)
+			}
 		}
 	})
 }

@@ -17,7 +17,7 @@ import (
 var configFields = map[string]*framework.FieldSchema{
 	"appid": {
 		Type:         framework.TypeString,
-		Description:  "The account's AppID. Case-sensitive: copy it exactly. Required to create.",
+		Description:  "The account's AppID, not its original ID (gh_...). Case-sensitive: copy it exactly. Required to create.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "AppID"},
 	},
 	"secret": {
@@ -28,12 +28,12 @@ var configFields = map[string]*framework.FieldSchema{
 	"base_url": {
 		Type:         framework.TypeString,
 		Default:      defaultBaseURL,
-		Description:  "Where WeChat is: https; http to a loopback address only. Default: " + defaultBaseURL + ".",
+		Description:  "Where WeChat is, without a path of its API: https; http to a loopback address only. Default: " + defaultBaseURL + ".",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Base URL", Group: "Network"},
 	},
 	"proxy_url": {
 		Type:         framework.TypeString,
-		Description:  "The egress proxy of this account: http, https or socks5. A user and password in it are never read back. Without it HTTPS_PROXY and NO_PROXY of the Vault server's environment apply.",
+		Description:  "The egress proxy of this account: http, https or socks5. A user and password in it are percent-encoded, and never read back. Without it HTTPS_PROXY and NO_PROXY of the Vault server's environment apply.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Proxy URL", Sensitive: true, Group: "Network"},
 	},
 	"ca_pem": {

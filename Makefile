@@ -37,7 +37,7 @@ BEFORE :=
 
 .PHONY: build
 build: ## Build the plugin: bin/vault-plugin-secrets-wechat
-	scripts/build.sh $(VERSION) bin/$(PLUGIN)
+	scripts/build.sh '$(VERSION)' bin/$(PLUGIN)
 
 .PHONY: simulator
 simulator: ## Build the simulator of WeChat: bin/wechatsim

@@ -13,6 +13,17 @@ case $2 in
 esac
 cd "$(dirname "$0")/.."
 
+# Vault registers a plugin only under a semantic version with a leading v.
+semantic() {
+	printf %s "$1" | grep -Eqx 'v(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*)){2}(-[0-9A-Za-z][0-9A-Za-z.-]*)?(\+[0-9A-Za-z.-]+)?'
+}
+if ! semantic "$version"; then
+	example=v1.2.3
+	! semantic "v$version" || example=v$version
+	printf 'VERSION=%s: Vault takes a plugin only with a semantic version and a leading v. Write VERSION=%s.\n' "$version" "$example" >&2
+	exit 1
+fi
+
 # Each default of Go's: a variable set here overrides `go env -w` too.
 export GOFLAGS= GOEXPERIMENT= GOFIPS140=off GOWORK=off GOAMD64=v1 GOARM64=v8.0 CGO_ENABLED=0
 what="Building ${file##*/} $version for $(go env GOOS)/$(go env GOARCH)"

@@ -52,6 +52,20 @@ var build = sync.OnceValue(func() error {
 	return command.Run()
 })
 
+func TestAVersionThatVaultDoesNotTakeIsNotBuilt(t *testing.T) {
+	for given, remedy := range map[string]string{
+		"0.4.0": "v0.4.0", "0.4.0-rc.1+x": "v0.4.0-rc.1+x",
+		"latest": "v1.2.3", "": "v1.2.3", "v1.2": "v1.2.3", "v1.2.3.4": "v1.2.3", "v1.02.3": "v1.2.3", "V1.2.3": "v1.2.3", "v1.2.3 x": "v1.2.3", "v1.2.3-": "v1.2.3",
+	} {
+		file := filepath.Join(t.TempDir(), plugin)
+		said, err := exec.Command("../build.sh", given, file).CombinedOutput()
+		assert.Error(t, err, given)
+		assert.Contains(t, string(said), "VERSION="+given+": ", given)
+		assert.Contains(t, string(said), "Write VERSION="+remedy+".", given)
+		assert.NoFileExists(t, file, given)
+	}
+}
+
 // binaries is the folder with the plugin for linux on amd64, built as a release is.
 func binaries(t *testing.T) string {
 	t.Helper()

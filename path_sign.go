@@ -108,6 +108,10 @@ func (b *backend) sign(ctx context.Context, req *logical.Request, name, page str
 		"url":       page,
 	}}
 	ts.warn(resp)
+	if what := unseen(page); what != "" {
+		resp.AddWarning(fmt.Sprintf("url has %s. A browser's location.href has not, and WeChat compares with that: "+
+			"let the page send encodeURIComponent(location.href.split('#')[0]), and decode it once.", what))
+	}
 	return resp, nil
 }
 
@@ -138,19 +142,71 @@ func checkPage(page string) error {
 	case !isText(page):
 		return errors.New("url holds a control character or is not UTF-8: check for a line end at its end")
 	}
-	scheme, rest, found := strings.Cut(page, "://")
-	if !found || !strings.EqualFold(scheme, "https") && !strings.EqualFold(scheme, "http") {
-		return errors.New("url must begin with http:// or https://")
+	scheme, host, _ := splitPage(page)
+	if !strings.EqualFold(scheme, "https") && !strings.EqualFold(scheme, "http") {
+		return errors.New("url must begin with http:// or https://: is it percent-encoded more than once?")
 	}
-	host := rest
-	if end := strings.IndexAny(rest, "/?"); end >= 0 {
-		host = rest[:end]
-	}
-	host = host[strings.LastIndexByte(host, '@')+1:]
-	if host == "" || host[0] == ':' || strings.ContainsFunc(host, unicode.IsSpace) {
+	host, port := splitHost(host)
+	switch {
+	case host == "" || strings.ContainsFunc(host, unicode.IsSpace):
 		return errors.New("url has no host: write the page's whole address as the browser shows it")
+	case strings.Trim(port, "0123456789") != "":
+		return errors.New("url has a port that is not a number: write the page's whole address as the browser shows it")
+	case host[0] != '[' && strings.ContainsAny(host, "\"%<>[\\]^`{|}"):
+		return errors.New("url has a character in its host that no host has: is it percent-encoded more than once, or is a template not filled in?")
 	}
 	return nil
+}
+
+// splitPage splits an address into its scheme, its host with a port, and what follows.
+func splitPage(page string) (scheme, host, rest string) {
+	scheme, host, found := strings.Cut(page, "://")
+	if !found {
+		return "", "", ""
+	}
+	if end := strings.IndexAny(host, "/?"); end >= 0 {
+		host, rest = host[:end], host[end:]
+	}
+	return scheme, host[strings.LastIndexByte(host, '@')+1:], rest
+}
+
+// splitHost splits a port from a host.
+func splitHost(hostport string) (host, port string) {
+	if colon := strings.LastIndexByte(hostport, ':'); colon > strings.LastIndexByte(hostport, ']') {
+		return hostport[:colon], hostport[colon+1:]
+	}
+	return hostport, ""
+}
+
+// unseen says what of page, which checkPage has passed, the location.href of no browser
+// has, or hardly any: it was changed on its way. It is empty for nearly every page.
+func unseen(page string) string {
+	var found []string
+	if i := strings.IndexFunc(page, func(r rune) bool { return r >= utf8.RuneSelf || r == ' ' || r == '"' || r == '<' || r == '>' }); i >= 0 {
+		switch c := page[i]; {
+		case c == ' ':
+			found = append(found, "a blank, which was a + or %20")
+		case c >= utf8.RuneSelf:
+			found = append(found, "a character beyond ASCII, which was percent-encoded, or in punycode in the host")
+		default:
+			found = append(found, fmt.Sprintf("a %c, which was percent-encoded", c))
+		}
+	}
+	if strings.Contains(page, "&amp;") {
+		found = append(found, "&amp;, which was & before HTML")
+	}
+	scheme, host, rest := splitPage(page)
+	if strings.ContainsFunc(scheme+host, unicode.IsUpper) {
+		found = append(found, "a capital letter in scheme or host")
+	}
+	_, port := splitHost(host)
+	if port == "443" && strings.EqualFold(scheme, "https") || port == "80" && strings.EqualFold(scheme, "http") {
+		found = append(found, "the scheme's own port")
+	}
+	if rest == "" || rest[0] == '?' {
+		found = append(found, "no / after its host")
+	}
+	return strings.Join(found, ", and ")
 }
 
 // isText reports whether s is UTF-8 without control characters.
@@ -182,7 +238,9 @@ WeChat fails, the last ticket signs on, with a warning, for up to two hours afte
 WeChat last confirmed it.
 
 A wrong signature shows only in the user's browser: check there that the address
-that was signed ("url" in the answer) is the page's.
+that was signed ("url" in the answer) is the page's. A browser shows ASCII without
+blanks: what it would never show, such as an address that was decoded on its way, is
+signed with a warning.
 
 An unknown name is answered 400.
 `

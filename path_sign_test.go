@@ -75,32 +75,87 @@ func TestAnAddressIsSignedAsTheBrowserShowsIt(t *testing.T) {
 	})
 }
 
+// Only the user's browser would say that such a signature is good for nothing.
+func TestAnAddressThatNoBrowserShowsIsSignedWithAWarning(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		for page, names := range map[string]string{
+			"https://shop.example.com/item?id=7":                    "",
+			"https://shop.example.com/":                             "",
+			"https://shop.example.com/?":                            "",
+			"https://shop.example.com/%E5%BA%97?p=%e4%B8%AD&q=a+b":  "",
+			"https://shop.example.com:8443/a;b=~'()*!$,@:|^`{}[]\\": "",
+			"https://xn--fiq228c.example/?u=https://X/Y&amp=1":      "",
+			"http://[2001:db8::1]:8080/":                            "",
+			"http://192.0.2.1:443/":                                 "",
+			"https://user:pw@shop.example.com/":                     "",
+			"https://shop.example.com/#中 <&amp;>":                   "",
+			"https://shop.example.com/?p=中":                         "a character beyond ASCII",
+			"https://shop.example.com/店/":                           "a character beyond ASCII",
+			"https://店.example/":                                    "punycode",
+			"https://shop.example.com/?p=a b":                       "a blank, which was a + or %20",
+			"https://shop.example.com/a ":                           "a blank",
+			"https://shop.example.com/?a=1&amp;b=2":                 "&amp;, which was & before HTML",
+			"https://shop.example.com/?p=\"x\"":                     "a \", which was percent-encoded",
+			"https://shop.example.com/<id>":                         "a <, which",
+			"HTTPS://shop.example.com/":                             "a capital letter in scheme or host",
+			"https://Shop.example.com/":                             "a capital letter in scheme or host",
+			"https://shop.example.com:443/":                         "the scheme's own port",
+			"http://shop.example.com:80/":                           "the scheme's own port",
+			"https://shop.example.com":                              "no / after its host",
+			"https://shop.example.com?a=/":                          "no / after its host",
+			"https://shop.example.com?p=a b&amp;c":                  "a blank, which was a + or %20, and &amp;, which was & before HTML, and no / after its host",
+		} {
+			for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation} {
+				resp := m.ok(op, "sign/demo", map[string]any{"url": page})
+				require.True(t, m.accepted(resp), page)
+				signed, _, _ := strings.Cut(page, "#")
+				require.Equal(t, signed, resp.Data["url"], "nothing else is changed")
+				if names == "" {
+					require.Empty(t, resp.Warnings, page)
+					continue
+				}
+				require.Len(t, resp.Warnings, 1, page)
+				require.Contains(t, resp.Warnings[0], names, page)
+				require.Contains(t, resp.Warnings[0], "encodeURIComponent(location.href.split('#')[0])")
+			}
+		}
+	})
+}
+
 func TestWhatIsNoAddressOfAPageIsRefusedAndNotShown(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		for page, says := range map[string]string{
-			"":                              "url is required",
-			"#":                             "url is required",
-			"#/item/v4lue":                  "url is required",
-			"shop.example.com/v4lue":        "begin with http",
-			"//shop.example.com/v4lue":      "begin with http",
-			"ftp://shop.example.com/v4lue":  "begin with http",
-			"weixin://v4lue":                "begin with http",
-			"javascript:v4lue":              "begin with http",
-			"https:/shop.example.com/v4lue": "begin with http",
-			" https://shop.example.com":     "begin with http",
-			"https://":                      "no host",
-			"https:///v4lue":                "no host",
-			"https://?v4lue":                "no host",
-			"https://#v4lue":                "no host",
-			"https://:443/v4lue":            "no host",
-			"https://user@/v4lue":           "no host",
-			"https:// /v4lue":               "no host",
-			"https://x/v4lue\n":             "control character",
-			"https://x/\x00v4lue":           "control character",
-			"https://x/v4lue\x7f":           "control character",
-			"https://x/v4lue\u0085":         "control character",
-			"https://x/\xffv4lue":           "UTF-8",
+			"":                                              "url is required",
+			"#":                                             "url is required",
+			"#/item/v4lue":                                  "url is required",
+			"shop.example.com/v4lue":                        "begin with http",
+			"//shop.example.com/v4lue":                      "begin with http",
+			"ftp://shop.example.com/v4lue":                  "begin with http",
+			"weixin://v4lue":                                "begin with http",
+			"javascript:v4lue":                              "begin with http",
+			"https:/shop.example.com/v4lue":                 "begin with http",
+			" https://shop.example.com":                     "begin with http",
+			"https://":                                      "no host",
+			"https:///v4lue":                                "no host",
+			"https://?v4lue":                                "no host",
+			"https://#v4lue":                                "no host",
+			"https://:443/v4lue":                            "no host",
+			"https://user@/v4lue":                           "no host",
+			"https:// /v4lue":                               "no host",
+			"https%3A%2F%2Fshop.example.com%2Fv4lue":        "percent-encoded more than once",
+			"https://shop.example.com%2Fv4lue":              "no host has",
+			"https://{{v4lue}}/":                            "no host has",
+			"https://${v4lue}/x":                            "no host has",
+			"https://<v4lue>/x":                             "no host has",
+			"https://[object v4lue]/":                       "no host",
+			"https://shop.example.com:v4lue/":               "port that is not a number",
+			"https://x/v4lue\n":                             "control character",
+			"https://x/\x00v4lue":                           "control character",
+			"https://x/v4lue\x7f":                           "control character",
+			"https://x/v4lue\u0085":                         "control character",
+			"https://x/\xffv4lue":                           "UTF-8",
 			"https://x/" + strings.Repeat("v4lue", 1<<10):   "longer than 2048 bytes",
 			"https://y/" + strings.Repeat("v4lue", 64<<10):  "longer than",
 			"https://z/#" + strings.Repeat("v4lue", 64<<10): "longer than",

@@ -46,7 +46,7 @@ const (
 // whether that is mended, tryPause after the one before. A row without a failure for
 // failureAge counts no longer.
 const (
-	failuresInARow = 4
+	failuresInARow = 5
 	successCounts  = 2 * time.Second
 	tryPause       = 500 * time.Millisecond
 	failureAge     = time.Minute
@@ -282,7 +282,9 @@ func (x *exchanges) note(h *health, tried bool, p *problem) (log bool) {
 	}
 	h.failed++
 	h.problem = p
-	if !now.Before(h.next) {
+	if h.failed == failuresInARow {
+		h.next = now.Add(2 * tryPause)
+	} else if !now.Before(h.next) {
 		h.next = now.Add(tryPause)
 	}
 	if log = now.Sub(h.logged) >= loginLogInterval; log {

@@ -43,39 +43,50 @@ func (m *mount) loginFailsInARow(name string) {
 }
 
 func TestLoginsThatFailAtRandomRefuseNoOthers(t *testing.T) {
+	type traffic struct {
+		percent int // of the calls that fail
+		apart   time.Duration
+		fault   string
+	}
+	var all []traffic
 	for _, percent := range []int{1, 5, 25} {
-		for name, fault := range loginFaults() {
-			t.Run(fmt.Sprintf("%d%% %s", percent, name), func(t *testing.T) {
-				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-					const logins = 500
-					draw := rand.New(rand.NewPCG(1, uint64(percent)))
-					m.write("demo", nil)
-					m.sim.SetLatencyOf(wechatsim.APICode2Session, 30*time.Millisecond)
-					fault.API, fault.Times = wechatsim.APICode2Session, 1
-					struck := 0
-					var failed atomic.Int64
-					var all sync.WaitGroup
-					for range logins {
-						if draw.IntN(100) < percent {
-							m.sim.Inject(fault)
-							struck++
-						}
-						code := m.mini()
-						all.Go(func() {
-							resp, err := m.request(logical.UpdateOperation, "code2session/demo", map[string]any{"js_code": code})
-							if err != nil || resp.IsError() {
-								failed.Add(1)
-							}
-						})
-						time.Sleep(10 * time.Millisecond)
-					}
-					all.Wait()
-					require.Positive(t, struck)
-					require.LessOrEqual(t, int(failed.Load()), struck+logins/100, "%d calls were struck", struck)
-					require.GreaterOrEqual(t, m.logins(), logins-logins/100)
-				})
-			})
+		for fault := range loginFaults() {
+			all = append(all, traffic{percent, 10 * time.Millisecond, fault})
 		}
+		all = append(all, traffic{percent, 300 * time.Millisecond, "busy"}, traffic{percent, 5 * time.Second, "busy"})
+	}
+	for _, c := range all {
+		t.Run(fmt.Sprintf("%d%% %s, %s apart", c.percent, c.fault, c.apart), func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				const logins = 500
+				draw := rand.New(rand.NewPCG(1, uint64(c.percent)))
+				m.write("demo", nil)
+				m.sim.SetLatencyOf(wechatsim.APICode2Session, 30*time.Millisecond)
+				fault := loginFaults()[c.fault]
+				fault.API, fault.Times = wechatsim.APICode2Session, 1
+				struck := 0
+				var failed atomic.Int64
+				var all sync.WaitGroup
+				for range logins {
+					if draw.IntN(100) < c.percent {
+						m.sim.Inject(fault)
+						struck++
+					}
+					code := m.mini()
+					all.Go(func() {
+						resp, err := m.request(logical.UpdateOperation, "code2session/demo", map[string]any{"js_code": code})
+						if err != nil || resp.IsError() {
+							failed.Add(1)
+						}
+					})
+					time.Sleep(c.apart)
+				}
+				all.Wait()
+				require.Positive(t, struck)
+				require.LessOrEqual(t, int(failed.Load()), struck+logins/100, "%d calls were struck", struck)
+				require.GreaterOrEqual(t, m.logins(), logins-logins/100)
+			})
+		})
 	}
 }
 
@@ -149,7 +160,7 @@ func TestOneLoginAtATimeTriesWhetherAnAccountIsMended(t *testing.T) {
 		m.write("demo", nil)
 		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: -1, Times: failuresInARow})
 		m.loginFailsInARow("demo")
-		time.Sleep(tryPause)
+		time.Sleep(2 * tryPause)
 		m.sim.SetLatencyOf(wechatsim.APICode2Session, 3*time.Second)
 		var trying sync.WaitGroup
 		trying.Go(func() { m.login("demo", m.mini()) })
@@ -179,7 +190,7 @@ func TestTheMemoryOfFailedLoginsIsOfOneAPI(t *testing.T) {
 			m.loginFails("demo", m.mini())
 			require.Equal(t, before, m.logins(), "a success of the other clears nothing")
 			m.sim.ClearFaults()
-			time.Sleep(tryPause)
+			time.Sleep(2 * tryPause)
 			m.login("demo", m.mini())
 			time.Sleep(successCounts)
 		}

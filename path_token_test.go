@@ -236,7 +236,7 @@ func TestAnUnknownNameNamesTheMountOfTheRequest(t *testing.T) {
 					require.Equal(t, http.StatusBadRequest, status)
 					require.Contains(t, text, mountPoint+"config/"+name)
 					require.Contains(t, text, "the mount "+mountPoint+":")
-					require.Contains(t, text, "LIST "+mountPoint+"token/")
+					require.Contains(t, text, "LIST "+mountPoint+"status/")
 				})
 			}
 		}

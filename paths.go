@@ -158,13 +158,14 @@ func page(keys []string, data *framework.FieldData) []string {
 }
 
 // unknownAccount is the answer where a name is not configured, by whatever mistake.
+// It names the list of status/: operators, on-call and teams may all read that one.
 func unknownAccount(ctx context.Context, req *logical.Request, name string) *logical.Response {
 	listed, level := "its names are listed with", levelOf(name)
 	if below, err := req.Storage.List(ctx, storageKey(configPrefix, name+"/")); err == nil && len(below) > 0 {
 		listed, level = name+" is a level, its accounts are listed with", name+"/"
 	}
 	return logical.ErrorResponse("no account %q is configured in the mount %s: %s LIST %s; an operator adds an account of that name at %s",
-		name, req.MountPoint, listed, req.MountPoint+tokenPrefix+level, req.MountPoint+configPrefix+name)
+		name, req.MountPoint, listed, req.MountPoint+statusPrefix+level, req.MountPoint+configPrefix+name)
 }
 
 // withoutName is the answer to a request of an area that lacks the account's name, nil
@@ -179,7 +180,7 @@ func (b *backend) withoutName(req *logical.Request) *logical.Response {
 		return nil
 	}
 	return logical.ErrorResponse("the account's name is missing in the path: %[1]s%[2]s/<name>; the names are listed with LIST %[1]s%[3]s",
-		req.MountPoint, area, tokenPrefix)
+		req.MountPoint, area, statusPrefix)
 }
 
 // failureResponse is the answer to a request that ended in err, by the status

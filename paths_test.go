@@ -228,11 +228,11 @@ func TestAnUnknownNameIsToldWhereTheNamesAre(t *testing.T) {
 		m.write("team-a/eu/shop", nil)
 		for area, request := range requests {
 			for name, says := range map[string]string{
-				"shp":        `no account "shp" is configured in the mount wechat/: its names are listed with LIST wechat/token/; `,
-				"team-a/shp": `no account "team-a/shp" is configured in the mount wechat/: its names are listed with LIST wechat/token/team-a/; `,
-				"team-a":     `no account "team-a" is configured in the mount wechat/: team-a is a level, its accounts are listed with LIST wechat/token/team-a/; `,
-				"team-a/eu":  `no account "team-a/eu" is configured in the mount wechat/: team-a/eu is a level, its accounts are listed with LIST wechat/token/team-a/eu/; `,
-				"team":       `no account "team" is configured in the mount wechat/: its names are listed with LIST wechat/token/; `,
+				"shp":        `no account "shp" is configured in the mount wechat/: its names are listed with LIST wechat/status/; `,
+				"team-a/shp": `no account "team-a/shp" is configured in the mount wechat/: its names are listed with LIST wechat/status/team-a/; `,
+				"team-a":     `no account "team-a" is configured in the mount wechat/: team-a is a level, its accounts are listed with LIST wechat/status/team-a/; `,
+				"team-a/eu":  `no account "team-a/eu" is configured in the mount wechat/: team-a/eu is a level, its accounts are listed with LIST wechat/status/team-a/eu/; `,
+				"team":       `no account "team" is configured in the mount wechat/: its names are listed with LIST wechat/status/; `,
 			} {
 				m.changesNothing(0, func() {
 					status, text := m.refused(request.op, area+name, request.data)

@@ -28,8 +28,9 @@ const (
 	exchangeMemory = 10 * time.Second
 
 	// lostMemory is how long it is known that a code was sent and its answer lost: the
-	// life of a code.
+	// life of a code. maxLost is of how many codes.
 	lostMemory = 5 * time.Minute
+	maxLost    = 10_000
 
 	// clearingMemory is exchangeMemory for a clearing of the quota, of which WeChat
 	// allows ten a month.
@@ -73,11 +74,11 @@ type exchanges struct {
 	metrics   *exchangeCounters
 	logins    *once.Group[digested, any]
 	clearings *once.Group[string, struct{}] // by account ID
-	lost      sync.Map                      // digested: time.Time; when the answer to a code was lost
 	places    *semaphore.Weighted           // of all accounts
 
 	mu       sync.Mutex // guards what follows, and all that it holds
 	accounts map[string]*exchanger
+	lost     map[digested]time.Time // when the answer to a code was lost
 }
 
 // exchanger is what the exchanges of one account share.
@@ -112,6 +113,7 @@ func newExchanges(ctx context.Context, log hclog.Logger, c *client, counters *ex
 		clearings: once.New[string, struct{}](calls, clearingMemory, maxRememberedSize),
 		places:    semaphore.NewWeighted(maxMountExchanges),
 		accounts:  make(map[string]*exchanger),
+		lost:      make(map[digested]time.Time),
 	}
 }
 
@@ -177,16 +179,22 @@ func memorySize(p *problem) int {
 // recallLost notes that a code was sent and its answer lost, and says so where WeChat
 // does not take the code when it is sent again.
 func (x *exchanges) recallLost(key digested, p *problem) *problem {
-	if p.errcode == 0 && !p.noEffect() {
-		x.lost.Store(key, time.Now())
-		time.AfterFunc(lostMemory, func() { x.lost.Delete(key) })
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if p.errcode == 0 && !p.noEffect() && len(x.lost) < maxLost {
+		x.lost[key] = time.Now()
+		time.AfterFunc(lostMemory, func() {
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			delete(x.lost, key)
+		})
 	}
-	at, lost := x.lost.Load(key)
+	at, lost := x.lost[key]
 	if !lost || p.class != classCode {
 		return p
 	}
 	told := *p
-	told.detail = fmt.Sprintf("this very code was sent from here, and its answer was lost %s ago", max(time.Second, time.Since(at.(time.Time)).Round(time.Second)))
+	told.detail = fmt.Sprintf("this very code was sent from here, and its answer was lost %s ago", max(time.Second, time.Since(at).Round(time.Second)))
 	return &told
 }
 

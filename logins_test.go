@@ -333,6 +333,21 @@ func TestALoginWhoseAnswerWasLostSaysSoWhenItIsRepeated(t *testing.T) {
 	}
 }
 
+func TestOnlySoManyLostAnswersAreRemembered(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		lost, used := &problem{rule: ruleUnreachable}, &problem{rule: ownErrcodes[apiOAuth2][40163], errcode: 40163}
+		said := func(n int) string { return m.exchanges.recallLost(digest(fmt.Sprint(n)), used).Error() }
+		for n := range maxLost + 1 {
+			m.exchanges.recallLost(digest(fmt.Sprint(n)), lost)
+		}
+		require.Contains(t, said(maxLost-1), "its answer was lost")
+		require.NotContains(t, said(maxLost), "lost")
+		time.Sleep(lostMemory)
+		synctest.Wait()
+		require.Empty(t, m.exchanges.lost)
+	})
+}
+
 func TestAnAccountThatHangsCostsAnotherNoLogin(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		var flood sync.WaitGroup

@@ -94,6 +94,7 @@ type exchanger struct {
 type health struct {
 	failed    int       // calls in a row
 	problem   *problem  // the last of them
+	at        time.Time // its end
 	succeeded time.Time // when a call last did
 	trying    bool      // a call tries whether it is mended
 	next      time.Time // when the next may
@@ -263,10 +264,14 @@ func (x *exchanges) admit(h *health, begin bool) (tries bool, refused *problem) 
 		return false, nil
 	}
 	if h.trying || now.Before(h.next) {
-		told := *h.problem
+		next := h.next
+		if h.trying {
+			next = now
+		}
+		told := h.problem.remembered(h.at, next)
 		told.local, told.hadNoEffect = true, true
 		told.meaning = "its last logins failed, and one at a time tries again: " + told.meaning
-		return false, &told
+		return false, told
 	}
 	if begin {
 		h.trying, h.next = true, now.Add(tryPause)
@@ -289,7 +294,7 @@ func (x *exchanges) note(h *health, tried bool, p *problem) (log bool) {
 		return false
 	}
 	h.failed++
-	h.problem = p
+	h.problem, h.at = p, now
 	if h.failed == failuresInARow {
 		h.next = now.Add(2 * tryPause)
 	} else if !now.Before(h.next) {
@@ -370,7 +375,7 @@ func (x *exchanges) refusedClearing(h *health) *problem {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if time.Now().Before(h.next) {
-		return h.problem
+		return h.problem.remembered(h.next.Add(-clearingMemory), h.next)
 	}
 	return nil
 }

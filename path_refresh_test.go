@@ -219,7 +219,9 @@ func TestAReportSoonAfterAFailedAnswerIsAnsweredFromIt(t *testing.T) {
 			time.Sleep(time.Until(m.sim.Calls("")[calls].Time.Add(after)))
 			status, text := m.refused(logical.UpdateOperation, "refresh/demo", report)
 			require.Equal(t, http.StatusBadGateway, status)
-			require.Equal(t, first, text)
+			fresh, _, next := fromMemory(t, text)
+			require.Equal(t, first, fresh)
+			require.Equal(t, minCallInterval, next.Sub(m.sim.Calls("")[calls].Time.Truncate(time.Second)), "when a report has it asked")
 			require.Equal(t, calls+1, m.calls(), "after %s", after)
 		}
 		time.Sleep(time.Millisecond)

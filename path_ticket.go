@@ -75,8 +75,8 @@ func (ts *ticketState) warn(resp *logical.Response) {
 	if ts.failure == nil {
 		return
 	}
-	resp.AddWarning(fmt.Sprintf("WeChat confirmed the ticket at %s and could not be asked about it since: %s. It is used until %s.",
-		timestamp(ts.ticket.ConfirmedAt), ts.failure, timestamp(ts.ticket.end())))
+	resp.AddWarning(fmt.Sprintf("WeChat confirmed the ticket at %s and could not be asked about it since: %s. Last attempt at %s. It is used until %s.",
+		timestamp(ts.ticket.ConfirmedAt), ts.failure, timestamp(ts.failure.at), timestamp(ts.ticket.end())))
 }
 
 const ticketHelp = `

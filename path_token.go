@@ -84,8 +84,8 @@ func (b *backend) readToken(ctx context.Context, req *logical.Request, name stri
 		"expire_time":         timestamp(st.token.ExpireTime),
 	}}
 	if st.failure != nil && !st.failure.begun.Before(st.due) {
-		resp.AddWarning(fmt.Sprintf("This token is valid until %s but could not be replaced yet: %s. Next attempt at %s.",
-			timestamp(st.token.end()), st.failure, timestamp(st.failure.next)))
+		resp.AddWarning(fmt.Sprintf("This token is valid until %s but could not be replaced yet: %s. Last attempt at %s, next at %s.",
+			timestamp(st.token.end()), st.failure, timestamp(st.failure.at), timestamp(st.failure.next)))
 	}
 	return resp, nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // problem is one failed attempt to call WeChat. It is an error whose text may be
@@ -33,6 +34,31 @@ type problem struct {
 
 	// local is set for the engine's own limits: WeChat was not asked.
 	local bool
+
+	// asked and next are set in an answer from memory: when WeChat was last asked, and
+	// when it is asked next.
+	asked, next time.Time
+}
+
+// remembered is p as an answer from memory. One that looks fresh would have its reader
+// believe that what was just mended did not help.
+func (p *problem) remembered(asked, next time.Time) *problem {
+	told := *p
+	told.asked, told.next = asked, next
+	return &told
+}
+
+// ending is what follows the message: of an answer from memory the times, and the advice.
+func (p *problem) ending() string {
+	advice := "; what to do: " + p.advice
+	if p.asked.IsZero() {
+		return advice
+	}
+	times := "; WeChat was last asked at %s, and is asked next at %s"
+	if p.class == classStorage {
+		times = "; it was last tried at %s, and is tried next at %s"
+	}
+	return fmt.Sprintf(times, timestamp(p.asked), timestamp(p.next)) + advice
 }
 
 // noEffect reports whether it is certain that the call did nothing at WeChat: it
@@ -65,14 +91,14 @@ func problemOf(err error) *problem {
 }
 
 // Error says what happened, as WeChat saw it, and what to do about it.
-func (p *problem) Error() string { return p.message() + "; what to do: " + p.advice }
+func (p *problem) Error() string { return p.message() + p.ending() }
 
 // message says what happened, without the advice.
 func (p *problem) message() string { return p.words(false) }
 
 // operatorError is Error with WeChat's request ID and its own words: for the
 // answers of config/, rotate/ and clear-quota/, whose callers read no token.
-func (p *problem) operatorError() string { return p.operatorMessage() + "; what to do: " + p.advice }
+func (p *problem) operatorError() string { return p.operatorMessage() + p.ending() }
 
 // operatorMessage is message with WeChat's request ID and its own words.
 func (p *problem) operatorMessage() string { return p.words(true) }

@@ -43,7 +43,7 @@ func (k *keeper) readMemory(name string) (st *state, now time.Time, answered boo
 			case st.servable(now):
 				return st, now, true, nil
 			case !st.usable(now) && st.waits(now):
-				return nil, now, true, st.failure.problem
+				return nil, now, true, st.told(now)
 			}
 		}
 	}
@@ -109,7 +109,7 @@ func (a *account) read(ctx context.Context, s logical.Storage, st *state, came t
 		case st.servable(now):
 			return st, now, nil
 		case !st.usable(now) && st.waits(now):
-			return nil, now, st.failure.problem
+			return nil, now, st.told(now)
 		}
 		next, err := a.refreshFor(ctx, s, st, came)
 		now = wallClock()
@@ -242,7 +242,7 @@ func (a *account) report(ctx context.Context, s logical.Storage, st, before *sta
 	case st.usable(now) && st.isAnother(before, rejected):
 		return st, true, nil
 	case st.waits(now), st.failure.recent(now):
-		return nil, false, st.failure.problem
+		return nil, false, st.told(now)
 	case st.usable(now) && st.failure == nil && now.Sub(st.lastSuccess) < minCallInterval:
 	default:
 		if st, err = a.refreshFor(ctx, s, st, came); err != nil {

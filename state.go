@@ -261,6 +261,18 @@ func (st *state) ttl(now time.Time) int64 {
 	return min(seconds, int64(st.token.end().Sub(now)/time.Second))
 }
 
+// told is the failure as an answer from memory.
+func (st *state) told(now time.Time) *problem {
+	f, next := st.failure, st.failure.next
+	if at := st.nextAttempt(); at.Before(next) {
+		next = at
+	}
+	if !now.Before(next) {
+		next = f.at.Add(minCallInterval) // see recent
+	}
+	return f.remembered(f.at, next)
+}
+
 // wake returns when the background has to look at the account, zero if never:
 // an account whose token nobody has asked for yet is left alone.
 func (st *state) wake() time.Time {

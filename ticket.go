@@ -167,6 +167,9 @@ func (ts *ticketState) waits(now time.Time) bool {
 	return f != nil && !ts.ofToken && now.Before(f.next) && f.at.Sub(now) < clockTolerance
 }
 
+// told is the failure as an answer from memory.
+func (ts *ticketState) told() *problem { return ts.failure.remembered(ts.failure.at, ts.failure.next) }
+
 // ttl returns after how many seconds the ticket should be read again, by the rules of
 // a token's.
 func (ts *ticketState) ttl(now time.Time, maxTTL time.Duration) int64 {

@@ -35,7 +35,7 @@ func (k *keeper) ticket(ctx context.Context, s logical.Storage, name string, kin
 		case ts.servable(now):
 			return ts, st, now, nil
 		case !ts.usable(now) && ts.waits(now):
-			return nil, st, now, ts.failure.problem
+			return nil, st, now, ts.told()
 		}
 	}
 	ts, now, err = k.freshTicket(ctx, k.metrics.watched(s), t, st)
@@ -68,7 +68,7 @@ func (k *keeper) freshTicket(ctx context.Context, s logical.Storage, t *accountT
 	case ts.servable(now):
 		return k.awaken(t, ts), now, nil
 	case !ts.usable(now) && ts.waits(now):
-		return nil, now, ts.failure.problem
+		return nil, now, ts.told()
 	}
 	next, err := k.fetchTicket(ctx, s, t, ts)
 	now = wallClock()

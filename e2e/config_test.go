@@ -41,7 +41,7 @@ func TestConfigReadsBackEveryFieldButTheSecret(t *testing.T) {
 			"request_timeout": json.Number("5"), "sync_interval": json.Number("300"), "max_ttl": json.Number("240"),
 		},
 		"all": {
-			"appid": "wxfedcba9876543210", "base_url": "https://api2.weixin.qq.com", "proxy_url": "http://proxy.example.com:3128", "ca_pem": "",
+			"appid": "wxfedcba9876543210", "base_url": "https://api2.weixin.qq.com/", "proxy_url": "http://proxy.example.com:3128", "ca_pem": "",
 			"request_timeout": json.Number("30"), "sync_interval": json.Number("60"), "max_ttl": json.Number("86400"),
 		},
 	} {

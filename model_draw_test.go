@@ -138,10 +138,10 @@ var modelMisfortune = []struct {
 	{"outside", 50},
 	{"clock", 25}, // is set
 	{"reload", 60},
-	{"late", 40}, // calls reach the platform after the engine has given them up
-	{"blip", 0},  // the clock is ahead for a moment
-	{"burst", 0}, // of reloads
-	{"stray", 0}, // writes of a process that is gone reach storage late
+	{"late", 40},  // calls reach the platform after the engine has given them up
+	{"blip", 30},  // the clock is ahead for a moment
+	{"burst", 25}, // of reloads
+	{"stray", 25}, // writes of a process that is gone reach storage late
 }
 
 // modelEvent is one of them that happens.
@@ -203,24 +203,34 @@ func (x *model) blurred(from, to time.Time) bool {
 // process is the storage of a plugin's process.
 type process struct {
 	logical.Storage
-	x    *model
-	once sync.Once
-	gone chan struct{} // closed when the process is
+	x        *model
+	instance int
+	once     sync.Once
+	gone     chan struct{} // closed when the process is
 }
 
+// newProcess is that of the instance which is about to begin.
 func newProcess(x *model) *process {
-	return &process{Storage: x.m.storage, x: x, gone: make(chan struct{})}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return &process{Storage: x.m.storage, x: x, instance: x.instance, gone: make(chan struct{})}
 }
 
 func (p *process) die() { p.once.Do(func() { close(p.gone) }) }
 
 func (p *process) begin(op, key string) error {
-	pause(p.x.draw("storage", op, key))
+	if pause(p.x.draw("storage", op, key)); p.isGone() {
+		return errStorage
+	}
+	return nil
+}
+
+func (p *process) isGone() bool {
 	select {
 	case <-p.gone:
-		return errStorage
+		return true
 	default:
-		return nil
+		return false
 	}
 }
 
@@ -240,13 +250,31 @@ func (p *process) write(op, key string, do func() error) error {
 	p.x.strays.Go(func() {
 		time.Sleep(late)
 		done <- do()
-		p.x.note("  late by %s: %s %s", late, op, key)
+		p.x.landed(p, key)
 	})
 	select {
 	case err := <-done:
 		return err
 	case <-p.gone:
 		return errStorage
+	}
+}
+
+// landed notes that a late write has reached storage. What one of a closed instance has
+// taken from the next one cannot be known again if that one ends before it has looked.
+func (x *model) landed(p *process, key string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.noteLocked("  late, by instance %d of %d: %s", p.instance, x.instance, key)
+	if p.instance == x.instance {
+		return
+	}
+	if strings.HasPrefix(key, rotationPrefix) {
+		x.overwritten = append(x.overwritten, time.Now())
+	}
+	if n := x.accounts[strings.TrimPrefix(key, tokenPrefix)]; n != nil {
+		n.overwritten = true // the very token may have been told by both, at times of their own
+		clear(n.rotatedAt)
 	}
 }
 

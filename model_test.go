@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -122,21 +123,22 @@ type model struct {
 
 	strays sync.WaitGroup // writes that were left behind
 
-	mu       sync.Mutex // guards what follows
-	drawn    map[string]int
-	trace    []traced
-	broken   []string // what was violated
-	instance int
-	opened   time.Time            // the instance there is
-	calls    []*modelCall         // in the order of their arrival
-	outside  []outsideForce       // replacements by somebody else
-	ends     map[string]time.Time // of each token, at the latest
-	jumps    []time.Time          // of the clock
-	blips    []blip               // of the clock
-	back     time.Time            // when it was set back last
-	trouble  time.Time            // when storage was out of order last
-	ill      bool                 // it is
-	accounts map[string]*modelAccount
+	mu          sync.Mutex // guards what follows
+	drawn       map[string]int
+	trace       []traced
+	broken      []string // what was violated
+	instance    int
+	opened      time.Time            // the instance there is
+	calls       []*modelCall         // in the order of their arrival
+	outside     []outsideForce       // replacements by somebody else
+	ends        map[string]time.Time // of each token, at the latest
+	jumps       []time.Time          // of the clock
+	blips       []blip               // of the clock
+	overwritten []time.Time          // when a closed instance's history reached storage
+	back        time.Time            // when it was set back last
+	trouble     time.Time            // when storage was out of order last
+	ill         bool                 // it is
+	accounts    map[string]*modelAccount
 }
 
 // maxRequests is more than ever are under way.
@@ -157,11 +159,12 @@ type modelAccount struct {
 	secret  bool           // the secret is the right one
 	secrets int            // how many were written
 
-	held      string    // the token that was read last
-	heldAt    time.Time // when
-	disturbed int       // grows with whatever may take a token away
-	disowned  map[string]bool
-	rotatedAt map[string]string // of each token, as it was shown
+	held        string    // the token that was read last
+	heldAt      time.Time // when
+	disturbed   int       // grows with whatever may take a token away
+	disowned    map[string]bool
+	rotatedAt   map[string]string // of each token, as it was shown
+	overwritten bool              // by a closed instance, in storage
 
 	rotations, revocations int       // asked for
 	revoking               bool      // one is pending
@@ -437,8 +440,13 @@ func (x *model) request(op logical.Operation, path string, data map[string]any) 
 	if err == nil && resp != nil {
 		err = resp.Error()
 	}
+	if x.process.isGone() {
+		return nil, errCrashed // and what it answered
+	}
 	return resp, err
 }
+
+var errCrashed = errors.New("the process is gone")
 
 func (x *model) tick(dice *rand.Rand) {
 	x.enter(dice)
@@ -593,6 +601,9 @@ func (x *model) reload(how string) {
 		n.disturbed++
 		if troubled { // a restart cannot know what storage did not take
 			clear(n.disowned)
+		}
+		if troubled || n.overwritten {
+			n.overwritten = false
 			clear(n.rotatedAt)
 		}
 	}
@@ -783,7 +794,7 @@ func (x *model) checkAvailable(n *modelAccount, before snapshot, now time.Time) 
 		return
 	}
 	if before.held == "" || !x.settled(n, before) || n.disturbed != before.disturbed || x.instance != before.instance || len(x.jumps) > before.jumps ||
-		n.heldAt.Before(x.opened) || len(x.jumps) > 0 && x.jumps[len(x.jumps)-1].After(before.heldAt.Add(-10*time.Minute)) { // WeChat is asked about all tokens
+		!n.heldAt.After(x.opened) || len(x.jumps) > 0 && x.jumps[len(x.jumps)-1].After(before.heldAt.Add(-10*time.Minute)) { // WeChat is asked about all tokens
 		return
 	}
 	if _, errcode := x.m.sim.Check(before.held); errcode != 0 {
@@ -866,8 +877,8 @@ func (x *model) noticed(n *modelAccount, token string, issued, now time.Time) bo
 	if len(x.jumps) > 0 && x.jumps[len(x.jumps)-1].After(issued) {
 		return false
 	}
-	if x.blurred(now, now) {
-		return false
+	if x.blurred(issued, now) {
+		return false // how long it lives is not known since, so that another one is no news
 	}
 	killed := now
 	for _, o := range x.outside {
@@ -1290,7 +1301,9 @@ func (x *model) checkCalls() {
 		perDay[c.group] = append(perDay[c.group], c.sent)
 		if l := last[c.group]; l != nil && c.reached.Sub(l.reached) < forcedSpacing && !l.late && !slices.ContainsFunc(x.jumps, func(at time.Time) bool {
 			return !at.Before(l.sent) && !at.After(c.reached)
-		}) && !(x.blurred(l.sent, c.reached) && l.instance != c.instance) {
+		}) && !(x.blurred(l.sent, c.reached) && l.instance != c.instance) && !slices.ContainsFunc(x.overwritten, func(at time.Time) bool {
+			return l.instance != c.instance && at.After(l.sent.Add(-time.Second)) && at.Before(c.reached)
+		}) {
 			x.violated("%s: a forced call %s after the last", c.group, c.reached.Sub(l.reached))
 		}
 		last[c.group] = c

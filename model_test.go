@@ -1276,6 +1276,14 @@ func (x *model) remove() {
 	}
 }
 
+// clockMoved reports whether the clock was set between two times: how long a call that
+// was in the air then took, and so what it brought, the engine cannot tell.
+func (x *model) clockMoved(from, to time.Time) bool {
+	within := func(at time.Time) bool { return !at.Before(from) && !at.After(to) }
+	return slices.ContainsFunc(x.jumps, within) ||
+		slices.ContainsFunc(x.blips, func(b blip) bool { return within(b.from) || within(b.until) })
+}
+
 // checkCalls holds the calls of the platform against what the engine may make.
 func (x *model) checkCalls() {
 	effective := map[string]int{}
@@ -1293,7 +1301,7 @@ func (x *model) checkCalls() {
 		alone := !slices.ContainsFunc(x.calls, func(d *modelCall) bool { // or nobody knows whose call it was
 			return d != c && d.forced && d.appid == c.appid && d.reached.Equal(c.reached)
 		})
-		if alone && c.outcome == callAnswered && slices.ContainsFunc(x.m.sim.Calls(c.appid), func(seen wechatsim.Call) bool {
+		if alone && c.outcome == callAnswered && !x.clockMoved(c.sent, c.over) && slices.ContainsFunc(x.m.sim.Calls(c.appid), func(seen wechatsim.Call) bool {
 			return seen.Forced && seen.Issued && seen.Time.Equal(c.reached)
 		}) {
 			effective[c.name]++

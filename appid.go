@@ -703,7 +703,9 @@ func (ap *appid) end(f *force, reached time.Time, g *tokenAnswer) {
 			ap.history.Forced[i].At = reached
 		}
 	}
-	ap.spaced = time.Now().Add(forcedSpacing + max(0, reached.Sub(wallClock())))
+	// Further ahead than a request may take is a clock that was set back meanwhile.
+	late := min(max(0, reached.Sub(wallClock())), maxRequestTimeout)
+	ap.spaced = time.Now().Add(forcedSpacing + late)
 	f.prior = nil
 	if g != nil {
 		ap.latest = latest{token: g.token, rotatedAt: g.asked, end: g.end()}

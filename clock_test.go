@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"net/http"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -251,4 +252,23 @@ func TestAnEraBeginsWhenTheClockIsSetBack(t *testing.T) {
 		e.notice(begin.Round(0).Add(step.passes+step.ahead), begin.Add(step.passes))
 		require.Equal(t, step.era, e.now.Load(), "%v", step)
 	}
+}
+
+func TestAForcedCallThatTheClockIsSetBackDuringForbidsTheNextNoLongerThanAnyOther(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.read("demo")
+		m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "forced", Times: 1})
+		setClock(t, 8*time.Hour)
+		var rotating sync.WaitGroup
+		rotating.Go(func() {
+			status, _ := m.refused(logical.UpdateOperation, "rotate/demo", nil)
+			require.Equal(t, http.StatusBadGateway, status)
+		})
+		time.Sleep(time.Second)
+		setClock(t, 0)
+		rotating.Wait()
+		time.Sleep(forcedSpacing + maxRequestTimeout)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+	})
 }

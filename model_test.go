@@ -138,6 +138,7 @@ type model struct {
 	back        time.Time            // when it was set back last
 	trouble     time.Time            // when storage was out of order last
 	ill         bool                 // it is
+	lied        bool                 // the platform took forced calls for normal ones
 	accounts    map[string]*modelAccount
 }
 
@@ -483,6 +484,7 @@ func (x *model) misfortune(dice *rand.Rand) {
 		f := oneOf(dice, modelFaults...)
 		f.Mode = oneOf(dice, "", "normal", "forced", "forced")
 		f.Times = oneOf(dice, 1, 1, 2, 3, 0)
+		x.lied = x.lied || f.Kind == "sametoken"
 		x.note("platform: %s %d %d %s times %d", f.Kind, f.Errcode, f.Status, f.Mode, f.Times)
 		x.m.sim.Inject(f)
 	case what.kind == "platform":
@@ -601,6 +603,7 @@ func (x *model) reload(how string) {
 		n.disturbed++
 		if troubled { // a restart cannot know what storage did not take
 			clear(n.disowned)
+			n.rotations += min(1, n.revocations) // and makes a forced call of a revocation again
 		}
 		if troubled || n.overwritten {
 			n.overwritten = false
@@ -1124,7 +1127,7 @@ func (x *model) status(n *modelAccount) {
 	if revocation == nil && time.Since(n.revokedAt) >= revocationAge {
 		return // it was given up
 	}
-	if issued, killed := x.replaced(n); issued < 2 || killed < 1 {
+	if issued, killed := x.replaced(n); issued < 2 || killed < 1 && !x.lied {
 		x.violatedLocked("%s: the revocation is %v after %d replacements, %d of them forced", n.name, revocation, issued, killed)
 	}
 }
@@ -1308,7 +1311,7 @@ func (x *model) checkCalls() {
 		}
 		perDay[c.group] = append(perDay[c.group], c.sent)
 		if l := last[c.group]; l != nil && c.reached.Sub(l.reached) < forcedSpacing && !l.late && !slices.ContainsFunc(x.jumps, func(at time.Time) bool {
-			return !at.Before(l.sent) && !at.After(c.reached)
+			return at.After(l.sent.Add(-storageTimeout)) && !at.After(c.reached) // since it was announced
 		}) && !(x.blurred(l.sent, c.reached) && l.instance != c.instance) && !slices.ContainsFunc(x.overwritten, func(at time.Time) bool {
 			return l.instance != c.instance && at.After(l.sent.Add(-time.Second)) && at.Before(c.reached)
 		}) {

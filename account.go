@@ -241,6 +241,7 @@ func (a *account) reloadSame(ctx context.Context, s logical.Storage, st *state) 
 	}
 	kept := *st
 	kept.config = &atomic.Pointer[config]{} // it is to be read anew
+	kept.accepted = false                   // which credentials storage holds is not known
 	a.setState(&kept)
 	a.configUnsure = true
 }
@@ -351,17 +352,28 @@ func (a *account) forgetTicket(kind ticketType) {
 	}
 }
 
-// retryTickets has tickets fetched again at once that could not be.
-func (a *account) retryTickets(failed func(*problem) bool) {
+// renewTickets ends the waits of tickets for failures that were mended, also for one with
+// which a call in the air is yet to end: each ticket goes on as another one, for which
+// what such a call brings does not count. host is the account's from now on.
+func (a *account) renewTickets(host string, mended func(*problem) bool) {
 	for kind := range ticketTypes {
 		t := a.tickets[kind].Load()
 		if t == nil {
 			continue
 		}
-		now := wallClock()
-		if ts := t.state.Load(); ts != nil && ts.failure != nil && failed(ts.failure.problem) &&
-			t.state.CompareAndSwap(ts, ts.retried(now)) {
-			a.schedule.set(t, now)
+		now, next := wallClock(), newAccountTicket(a.name, kind, host)
+		next.used.Store(t.used.Load())
+		wake := time.Time{}
+		if ts := t.state.Load(); ts != nil {
+			if ts.failure != nil && mended(ts.failure.problem) {
+				ts = ts.retried(now)
+			}
+			next.state.Store(ts)
+			wake = ts.wake()
+		}
+		if a.tickets[kind].CompareAndSwap(t, next) {
+			a.schedule.set(t, time.Time{})
+			a.schedule.set(next, wake)
 		}
 	}
 }

@@ -686,6 +686,25 @@ func TestAHistoryIsSweptThoughVaultTakesNoWritesAtFirst(t *testing.T) {
 	})
 }
 
+// A write whose outcome storage neither took nor gave to read again leaves one of two
+// secrets: which one, and whether WeChat has accepted that, is to be found out.
+func TestNoForcedCallIsMadeWithASecretOfWhichStorageTellsNothing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"secret": "wrong-secret-0123456789", "verify": false})
+		m.storage.hooked(func(op, key string) {
+			if op == "put" && key == "config/demo" {
+				m.storage.failing(func(string, string) error { return errStorage })
+			}
+		})
+		m.refused(logical.UpdateOperation, "config/demo", map[string]any{"secret": testSecret})
+		m.storage.hooked(nil)
+		m.storage.failing(nil)
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		seen, _ := m.forcedCalls()
+		require.Zero(t, seen, "a forced call was made with a secret that WeChat never accepted")
+	})
+}
+
 func TestNoForcedCallIsMadeWithASecretThatIsNotStored(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"secret": "wrong", "verify": false})

@@ -11,7 +11,9 @@ func (k *keeper) quotaCleared(cfg *config) {
 	}
 	for _, name := range ap.names() {
 		if a := k.lookup(name); a != nil {
-			a.retryTickets(isQuota)
+			if st := a.state.Load(); st != nil {
+				a.renewTickets(st.host, isQuota)
+			}
 			a.quotaCleared.Store(true)
 			k.heed(a)
 		}

@@ -854,6 +854,51 @@ func TestNothingSecretOfATicketIsLogged(t *testing.T) {
 	})
 }
 
+// What an operator has mended is mended for a call that is still in the air, too: its
+// refusal is of before.
+func TestWhatMendsAnAccountEndsItsTicketsWaitsAlsoWithACallInTheAir(t *testing.T) {
+	for name, c := range map[string]struct {
+		errcode int
+		mend    func(m *mount)
+	}{
+		"a configuration is written": {45009, func(m *mount) { m.update("demo", map[string]any{"verify": true}) }},
+		"an address was admitted":    {61004, func(m *mount) { m.update("demo", map[string]any{"verify": true}) }},
+		"the quota is cleared":       {45009, func(m *mount) { m.ok(logical.UpdateOperation, "clear-quota/demo", nil) }},
+		"a twin's quota is cleared":  {45009, func(m *mount) { m.ok(logical.UpdateOperation, "clear-quota/twin", nil) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.write("twin", nil)
+				m.sim.Inject(ticketFault(wechatsim.Fault{Kind: "errcode", Errcode: c.errcode}))
+				m.notSigned("demo")
+				m.sim.SetLatencyOf(wechatsim.APITicket, 2*time.Second)
+				for calls := m.ticketCalls(); m.ticketCalls() < calls+4; {
+					time.Sleep(time.Second) // the background tries again
+				}
+				m.sim.ClearFaults() // the call in the air was refused already
+				m.sim.SetLatencyOf(wechatsim.APITicket, 0)
+				c.mend(m)
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				m.signs("demo")
+				require.Equal(t, "healthy", m.statusOf("demo")["tickets"].(map[string]any)["jsapi"].(map[string]any)["state"])
+			})
+		})
+	}
+}
+
+func TestATicketIsAskedForByTheWayOfTheConfiguration(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"base_url": "https://127.0.0.1:443", "verify": false})
+		m.notSigned("demo")
+		ticket := func() *accountTicket { return m.keeper.lookup("demo").tickets[jsapiTicket].Load() }
+		require.Equal(t, "127.0.0.1", ticket().errand().host)
+		m.update("demo", map[string]any{"secret": testSecret, "proxy_url": "http://proxy.example.com:3128", "verify": false})
+		require.Equal(t, "proxy.example.com", ticket().errand().host)
+	})
+}
+
 func TestClearingTheQuotaEndsATicketsWait(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

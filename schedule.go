@@ -303,9 +303,34 @@ func (q *queue) take() (t sleeper, from *queue) {
 		next.offer() // behind the others
 	}
 	if from != nil {
-		q.running++
+		if q.running++; q.running == q.places {
+			q.yield()
+		}
 	}
 	return t, from
+}
+
+// yield gives the hosts' places that were offered to what waits below q, which has no
+// place left, to what waits elsewhere for the same hosts.
+func (q *queue) yield() {
+	for _, next := range q.turns {
+		if next.host != nil {
+			next.host.offer()
+		} else {
+			next.yield()
+		}
+	}
+}
+
+// offer gives a place at the host to the first in its line that has one on its levels.
+// One that has none there waits for that, and not for the host.
+func (h *upstream) offer() {
+	for found := false; !found && len(h.line) > 0; {
+		first := popFirst(&h.line)
+		first.queued = false
+		first.offer()
+		found = first.hasPlace()
+	}
 }
 
 // done gives back the places that next took.
@@ -322,13 +347,7 @@ func (c *crew) done(q *queue) {
 		q.queued = true
 		h.line = append(h.line, q)
 	}
-	// One that has no place on its level waits there, and not for the host.
-	for found := false; !found && len(h.line) > 0; {
-		first := popFirst(&h.line)
-		first.queued = false
-		first.offer()
-		found = first.hasPlace()
-	}
+	h.offer()
 	c.forget(q)
 }
 

@@ -294,6 +294,48 @@ func TestWhatEndsMayMakePlaceForTwo(t *testing.T) {
 	})
 }
 
+// A place at a host that was offered to a level is lost to it when the level is filled by
+// work for another host first.
+func TestALevelThatBecomesFullLeavesTheHostsPlaceToAnother(t *testing.T) {
+	var mu sync.Mutex
+	begun := map[string]time.Duration{}
+	begin := time.Now()
+	work := func(d *dozer) {
+		mu.Lock()
+		begun[d.name] = time.Since(begin)
+		mu.Unlock()
+		time.Sleep(d.took)
+	}
+	scheduleBubble(t, work, func(s *schedule) {
+		begin = time.Now()
+		add := func(n int, name, level, host string, took time.Duration) {
+			for range n {
+				s.set(&dozer{name: name, is: errand{level: level, host: host}, took: took}, wallClock())
+			}
+			synctest.Wait()
+		}
+		workers, atHost := laneWorkers[fastLane], share(laneWorkers[fastLane])
+		inner := share(share(workers)) // places on the level a/b
+		const long = 30 * time.Second
+		others := workers - atHost // of them one is at z, the rest at y
+		add(inner-others, "", "a/b/", "x", long)
+		add(others-1, "", "a/b/", "y", long) // one place left there
+		add(1, "", "c/", "x", 5*time.Second)
+		add(atHost-(inner-others)-1, "", "c/", "x", long) // x has no place left
+		add(1, "of x", "a/b/", "x", long)
+		add(1, "elsewhere", "d/", "x", long)
+		add(1, "", "e/", "z", 6*time.Second) // no worker is left
+		add(1, "of y", "a/b/", "y", long)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Equal(t, 5*time.Second, begun["of y"])
+		require.Equal(t, 6*time.Second, begun["elsewhere"])
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		s.settled(t)
+	})
+}
+
 func TestWhoIsDueAgainWaitsOnce(t *testing.T) {
 	worked := map[string]int{}
 	var mu sync.Mutex

@@ -19,12 +19,6 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-const (
-	// storageTimeout bounds the storage operations that belong to one call of
-	// WeChat: they outlive the request that caused them, so that no answer is lost.
-	storageTimeout = 30 * time.Second
-)
-
 // appid is what the names of one AppID at one upstream (base_url and ca_pem) share:
 // one token at WeChat, and so the history of its forced refreshes, and the doubt
 // that each of them leaves until WeChat has been asked.
@@ -40,7 +34,8 @@ const (
 // to disturb the accounts that have it. Its callers see to that: what takes an
 // *tokenAnswer has one, and force asks for a normal answer first.
 type appid struct {
-	key string // of its history in storage
+	key    string // of its history in storage
+	guards *guards
 
 	// olderKey is where version 0.1.0 stored the history, which did not tell
 	// upstreams apart; "" if it is the same. The first member to join sets it.
@@ -215,14 +210,15 @@ func (h history) limited(wait time.Duration) *problem {
 	}
 }
 
-func newAppid(key string) *appid {
-	return &appid{key: key, storing: semaphore.NewWeighted(1)}
+func newAppid(key string, g *guards) *appid {
+	return &appid{key: key, guards: g, storing: semaphore.NewWeighted(1)}
 }
 
 // appids are the appids of a mount that have an account in memory.
 type appids struct {
-	mu  sync.Mutex // taken before appid.mu
-	all map[string]*appid
+	guards *guards
+	mu     sync.Mutex // taken before appid.mu
+	all    map[string]*appid
 }
 
 // join returns the appid of a configuration, of which the account of this name is a
@@ -241,7 +237,7 @@ func (all *appids) enter(key, olderKey, name string, wake func()) *appid {
 	defer all.mu.Unlock()
 	ap := all.all[key]
 	if ap == nil {
-		ap = newAppid(key)
+		ap = newAppid(key, all.guards)
 		if all.all == nil {
 			all.all = make(map[string]*appid)
 		}
@@ -373,6 +369,10 @@ func (ap *appid) load(ctx context.Context, s logical.Storage) error {
 	if err != nil {
 		return err
 	}
+	recorded, err := ap.guards.of(ctx, s, ap.key)
+	if err != nil {
+		return err
+	}
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
 	ap.loaded = true
@@ -382,11 +382,26 @@ func (ap *appid) load(ctx context.Context, s logical.Storage) error {
 	if older.Version != 0 && !older.ByUpstream {
 		h, ap.unstored = older, true // from now on it is this upstream's own
 	}
+	if h.restore(recorded, wallClock()) {
+		ap.unstored = true
+	}
 	ap.history = h
 	if ap.epoch.Load() != h.Epoch {
 		ap.begin(h.Epoch)
 	}
 	return nil
+}
+
+// restore puts back what was recorded and the history does not hold. Which token WeChat
+// knows is then to be asked.
+func (h *history) restore(recorded []guard, now time.Time) (changed bool) {
+	for _, g := range recorded {
+		if now.Sub(g.At) < day && !slices.ContainsFunc(h.Forced, func(f forcedCall) bool { return f.Epoch == g.Epoch }) {
+			h.Forced = append(h.Forced, forcedCall{At: g.At, Epoch: g.Epoch})
+			h.Epoch, changed = newEpoch(), true
+		}
+	}
+	return changed
 }
 
 // invalidate has the history read again that another node has changed.
@@ -638,6 +653,7 @@ type force struct {
 	before   latest    // the token before it
 	since    time.Time // of the epoch before it
 	over     chan struct{}
+	guard    string // the ID of its record in the write-ahead log, "" if it has none
 }
 
 // forcer is an account that makes a forced call.
@@ -671,9 +687,19 @@ func (ap *appid) announce(ctx context.Context, s logical.Storage, by forcer, epo
 	h.Forced = append(h.Forced, call)
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
+	var record string
+	if ap.guards.needed() {
+		var err error
+		if record, err = (&guard{ap.key, call.At, epoch}).store(ctx, s); err != nil {
+			return nil, err
+		}
+	}
 	err := writeEntry(ctx, s, ap.key, &h)
 	if err == nil {
 		err = ctx.Err()
+	}
+	if err != nil {
+		withdrawGuard(context.WithoutCancel(ctx), s, record)
 	}
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
@@ -685,7 +711,7 @@ func (ap *appid) announce(ctx context.Context, s logical.Storage, by forcer, epo
 	}
 	f := &force{
 		call: call, previous: ap.epoch.Load(), before: ap.latest, since: ap.changedAt(),
-		over: make(chan struct{}), by: by, begun: begun, prior: ap.forced,
+		over: make(chan struct{}), guard: record, by: by, begun: begun, prior: ap.forced,
 	}
 	ap.history = h
 	ap.begin(epoch)

@@ -11,6 +11,7 @@
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds
 //	schedule.go           the wake queue and its workers; knows nothing of accounts
 //	config.go, token.go   an account as it is stored; a token as it is stored
+//	guard.go              the record of a forced call that a late write must not undo
 //	appid.go              what the names of one AppID share: epoch, history, members
 //	state.go              what memory knows of an account: servable, due, ttl, health
 //	ticket.go             a ticket as it is stored, and what memory knows of it
@@ -145,6 +146,12 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, kind strin
 			return err
 		}
 		return b.keeper.resumeIfIdle(ctx, storage, &r)
+	case walForced:
+		var g guard
+		if err := decodeWAL(data, &g); err != nil {
+			return err
+		}
+		return b.keeper.settle(ctx, storage, &g)
 	}
 	return fmt.Errorf("the write-ahead log holds an entry of the unknown kind %q: was it written by a newer version of the plugin?", kind)
 }

@@ -236,6 +236,25 @@ func (k *keeper) sweepOnce(ctx context.Context, s logical.Storage) error {
 	return errors.Join(errs...)
 }
 
+// settle ends the guard of a forced call when no write of an earlier instance can be
+// under way: the history is written once more, whatever storage holds.
+func (k *keeper) settle(ctx context.Context, s logical.Storage, g *guard) error {
+	if k.appids.guards.needed() {
+		return errPending
+	}
+	ap := k.appids.enter(g.Key, "", sweeper, func() {})
+	defer k.appids.leave(ap, sweeper)
+	if !ap.storing.TryAcquire(1) {
+		return errPending
+	}
+	ap.storing.Release(1)
+	if err := ap.load(ctx, s); err != nil {
+		return err
+	}
+	ap.rewrite()
+	return ap.save(ctx, s)
+}
+
 // stop ends the work in the background and every call to WeChat. It does not
 // wait for them.
 func (k *keeper) stop() {

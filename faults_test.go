@@ -252,6 +252,79 @@ func TestALateWriteOfAMountThatIsClosedDoesNoHarm(t *testing.T) {
 	})
 }
 
+// An instance forces shortly after its start and crashes, and then a history that the
+// instance before it was writing lands in storage: it agrees with the token of before.
+func TestALateHistoryOfAClosedInstanceBringsNoDeadTokenBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		data  map[string]any
+		fault *wechatsim.Fault
+	}{
+		"a forced refresh":                           {nil, nil},
+		"a forced refresh whose answer is lost":      {nil, &wechatsim.Fault{Kind: "lost", Mode: "forced"}},
+		"a leak response":                            {map[string]any{"revoke": true}, nil},
+		"a leak response whose first answer is lost": {map[string]any{"revoke": true}, &wechatsim.Fault{Kind: "lost", Mode: "forced"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.write("twin", nil)
+				m.ok(logical.UpdateOperation, "rotate/demo", nil)
+				leaked := m.read("demo")["access_token"]
+				m.read("twin")
+				time.Sleep(10 * time.Minute)
+				m.reopen()
+				late, err := m.storage.InmemStorage.Get(t.Context(), historyKey(account1Config()))
+				require.NoError(t, err)
+
+				m.sim.OnCall(func(call wechatsim.Call) {
+					if call.Forced { // from here on the instance is as good as dead
+						m.storage.failing(writesFail)
+					}
+				})
+				if c.fault != nil {
+					m.sim.Inject(*c.fault)
+				}
+				_ = m.try(logical.UpdateOperation, "rotate/demo", c.data)
+				m.close()
+				m.storage.failing(nil)
+				m.sim.ClearFaults()
+				m.sim.OnCall(nil)
+				require.NoError(t, m.storage.InmemStorage.Put(t.Context(), late))
+
+				m.open()
+				for _, name := range []string{"demo", "twin"} {
+					require.NotEqual(t, leaked, m.read(name)["access_token"])
+				}
+				require.Equal(t, 18, m.statusOf("twin")["rotations_remaining"], "it counts")
+				if c.data != nil {
+					m.ticks(3)
+					require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+				}
+				m.ticks(6)
+				require.Empty(t, m.guards(), "when no late write can come the record goes")
+			})
+		})
+	}
+}
+
+// What a late write has replaced in storage is written again, though nothing else
+// happens.
+func TestAHistoryThatALateWriteReplacedIsWrittenAgain(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		late := mustGet(m, historyKey(account1Config()))
+		m.reopen()
+		time.Sleep(forcedSpacing)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		require.NoError(t, m.storage.InmemStorage.Put(t.Context(), late))
+		m.ticks(7)
+		require.Len(t, m.history().Forced, 2)
+		m.reopen()
+		require.Equal(t, 18, m.statusOf("demo")["rotations_remaining"])
+	})
+}
+
 func TestNoEpochIsEverUsedTwice(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
@@ -682,6 +755,7 @@ func TestAHistoryIsSweptThoughVaultTakesNoWritesAtFirst(t *testing.T) {
 			time.Sleep(day - time.Minute)
 			synctest.Wait()
 		}
+		m.ticks(1) // the record of the forced call goes
 		require.Empty(t, m.stored())
 	})
 }

@@ -139,14 +139,12 @@ func TestAnAccountMayGetAnAppIDWhoseTokenIsReplacedMeanwhile(t *testing.T) {
 				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
 				m.write("y", nil)
 				m.write("x", map[string]any{"appid": otherAppID})
-				var once sync.Once
+				var begun atomic.Bool
 				var rotation sync.WaitGroup
 				m.storage.hooked(func(op, key string) {
-					if op == "put" && (key == at || at == framework.WALPrefix && len(key) > len(at) && key[:len(at)] == at) {
-						once.Do(func() {
-							rotation.Go(func() { m.ok(logical.UpdateOperation, "rotate/y", nil) })
-							time.Sleep(time.Second) // it waits, or comes before
-						})
+					if op == "put" && (key == at || at == framework.WALPrefix && len(key) > len(at) && key[:len(at)] == at) && begun.CompareAndSwap(false, true) {
+						rotation.Go(func() { m.ok(logical.UpdateOperation, "rotate/y", nil) })
+						time.Sleep(time.Second) // it waits, or comes before
 					}
 				})
 				m.write("x", nil) // to y's appid
@@ -342,7 +340,7 @@ func TestATwinsForcedRefreshDoesNotMakeAFailingAccountForgotten(t *testing.T) {
 
 func TestAClockThatStepsBackDuringAForcedCallLosesNoCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ap, s := newAppid("rotation/wx"), newFaultyStorage()
+		ap, s := newAppid("rotation/wx", newGuards()), newFaultyStorage()
 		now := wallClock()
 		ap.history.Forced = []forcedCall{{At: now.Add(-time.Hour), Epoch: 1}}
 		f, err := ap.announce(t.Context(), s, forcer{name: "demo"}, 2, maxRequestTimeout)
@@ -422,6 +420,7 @@ func TestTicksReadNoAnnouncementThatIsInHand(t *testing.T) {
 		const n = 50
 		f := fleet(n)
 		f.open(m, time.Hour)
+		time.Sleep(lateWrites) // from here on a forced call is not recorded in the log as well
 		m.sim.Inject(wechatsim.Fault{Kind: "reset", Mode: "forced"})
 		for i := range n {
 			m.refused(logical.UpdateOperation, "rotate/"+f.name(i), map[string]any{"revoke": true})

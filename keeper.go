@@ -35,7 +35,7 @@ type keeper struct {
 
 func newKeeper(log hclog.Logger, c *client, sender logical.EventSender, writable func() bool) *keeper {
 	k := &keeper{
-		common: &common{log: log, client: c, metrics: newMetrics(), writable: writable},
+		common: &common{log: log, client: c, metrics: newMetrics(), writable: writable, appids: appids{guards: newGuards()}},
 		loaded: make(chan struct{}), accounts: make(map[string]*account),
 	}
 	wallClock() // whatever was set back before is history

@@ -78,6 +78,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 	if problemOf(err).noEffect() {
 		a.metrics.forced.refused.Inc()
 		ap.undo(f)
+		withdrawGuard(ctx, s, f.guard)
 		undone := *st
 		undone.took = wallClock().Sub(sent)
 		a.publish(ctx, s, &undone, st.storedToken())

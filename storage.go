@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
 )
@@ -66,6 +67,10 @@ func storedNames(keys []string) []string {
 	slices.Sort(keys)
 	return keys
 }
+
+// storageTimeout bounds the storage operations that belong to one call of WeChat: they
+// outlive the request that caused them, so that no answer is lost.
+const storageTimeout = 30 * time.Second
 
 // errUnreadable is wrapped by the errors of readEntry for an entry that is there, and
 // that this version of the plugin cannot read. Storage itself is well then, and to try
@@ -158,6 +163,9 @@ const (
 	// walRevocation is the kind of the entries that carry a revocation until it
 	// is complete.
 	walRevocation = "revocation"
+
+	// walForced is the kind of the entries that guard a forced call, see guard.
+	walForced = "forced"
 )
 
 // change is the data of a walChange entry. It names only the account: what is

@@ -338,7 +338,7 @@ func TestOnlySoManyLostAnswersAreRemembered(t *testing.T) {
 		lost, used := &problem{rule: ruleUnreachable}, &problem{rule: ownErrcodes[apiOAuth2][40163], errcode: 40163}
 		said := func(n int) string { return m.exchanges.recallLost(digest(fmt.Sprint(n)), used).Error() }
 		for n := range maxLost + 1 {
-			m.exchanges.recallLost(digest(fmt.Sprint(n)), lost)
+			require.Error(t, m.exchanges.recallLost(digest(fmt.Sprint(n)), lost))
 		}
 		require.Contains(t, said(maxLost-1), "its answer was lost")
 		require.NotContains(t, said(maxLost), "lost")

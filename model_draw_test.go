@@ -148,10 +148,27 @@ var modelMisfortune = []struct {
 type modelEvent struct{ kind, how string }
 
 var modelEvents = []modelEvent{
-	{"platform", "ill"}, {"platform", "ill"}, {"platform", "ill"}, {"platform", "ill"}, {"platform", "well"}, {"platform", "well"},
-	{"latency", ""}, {"latency", ""}, {"storage", "ill"}, {"storage", "ill"}, {"storage", "well"}, {"storage", "well"},
-	{"outside", ""}, {"clock", ""}, {"reload", "orderly"}, {"reload", "abrupt"}, {"reload", "crash"},
-	{"blip", ""}, {"blip", ""}, {"burst", ""}, {"burst", ""},
+	{"platform", "ill"},
+	{"platform", "ill"},
+	{"platform", "ill"},
+	{"platform", "ill"},
+	{"platform", "well"},
+	{"platform", "well"},
+	{"latency", ""},
+	{"latency", ""},
+	{"storage", "ill"},
+	{"storage", "ill"},
+	{"storage", "well"},
+	{"storage", "well"},
+	{"outside", ""},
+	{"clock", ""},
+	{"reload", "orderly"},
+	{"reload", "abrupt"},
+	{"reload", "crash"},
+	{"blip", ""},
+	{"blip", ""},
+	{"burst", ""},
+	{"burst", ""},
 }
 
 // blip is a time in which the machine's clock was ahead.

@@ -130,7 +130,7 @@ type model struct {
 	instance    int
 	opened      time.Time            // the instance there is
 	calls       []*modelCall         // in the order of their arrival
-	outside     []outsideForce       // replacements by somebody else
+	outside     []outsideForce       // replacements by others
 	ends        map[string]time.Time // of each token, at the latest
 	jumps       []time.Time          // of the clock
 	blips       []blip               // of the clock
@@ -1312,7 +1312,7 @@ func (x *model) checkCalls() {
 		perDay[c.group] = append(perDay[c.group], c.sent)
 		if l := last[c.group]; l != nil && c.reached.Sub(l.reached) < forcedSpacing && !l.late && !slices.ContainsFunc(x.jumps, func(at time.Time) bool {
 			return at.After(l.sent.Add(-storageTimeout)) && !at.After(c.reached) // since it was announced
-		}) && !(x.blurred(l.sent, c.reached) && l.instance != c.instance) && !slices.ContainsFunc(x.overwritten, func(at time.Time) bool {
+		}) && (!x.blurred(l.sent, c.reached) || l.instance == c.instance) && !slices.ContainsFunc(x.overwritten, func(at time.Time) bool {
 			return l.instance != c.instance && at.After(l.sent.Add(-time.Second)) && at.Before(c.reached)
 		}) {
 			x.violated("%s: a forced call %s after the last", c.group, c.reached.Sub(l.reached))

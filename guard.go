@@ -39,7 +39,8 @@ func withdrawGuard(ctx context.Context, s logical.Storage, id string) {
 	if id == "" || framework.DeleteWAL(ctx, s, id) == nil {
 		return
 	}
-	none, err := logical.StorageEntryJSON(framework.WALPrefix+id, &framework.WALEntry{Kind: walForced, Data: &guard{}, CreatedAt: wallClock().Unix()})
+	// By the time.Now that the SDK compares it with.
+	none, err := logical.StorageEntryJSON(framework.WALPrefix+id, &framework.WALEntry{Kind: walForced, Data: &guard{}, CreatedAt: time.Now().UTC().Unix()})
 	if err == nil {
 		_ = s.Put(ctx, none) // what stays costs one normal call, and counts for the day's budget
 	}

@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -797,7 +798,7 @@ func (x *model) checkAvailable(n *modelAccount, before snapshot, now time.Time) 
 		return
 	}
 	if before.held == "" || !x.settled(n, before) || n.disturbed != before.disturbed || x.instance != before.instance || len(x.jumps) > before.jumps ||
-		!n.heldAt.After(x.opened) || len(x.jumps) > 0 && x.jumps[len(x.jumps)-1].After(before.heldAt.Add(-10*time.Minute)) { // WeChat is asked about all tokens
+		!before.heldAt.After(x.opened) || len(x.jumps) > 0 && x.jumps[len(x.jumps)-1].After(before.heldAt.Add(-10*time.Minute)) { // WeChat is asked about all tokens
 		return
 	}
 	if _, errcode := x.m.sim.Check(before.held); errcode != 0 {
@@ -987,6 +988,10 @@ func (x *model) write(n *modelAccount, dice *rand.Rand) {
 		fields["base_url"] = next.baseURL
 	}
 	if create || fields["base_url"] != nil || roll(40) {
+		if fields["appid"] != nil {
+			next.baseURL = cmp.Or(next.baseURL, modelURLs[0])
+			fields["base_url"] = next.baseURL // a delete that it overlaps may come first
+		}
 		quality := "good"
 		if next.secret = !roll(12); !next.secret {
 			quality = "bad"
@@ -1312,7 +1317,7 @@ func (x *model) checkCalls() {
 		perDay[c.group] = append(perDay[c.group], c.sent)
 		if l := last[c.group]; l != nil && c.reached.Sub(l.reached) < forcedSpacing && !l.late && !slices.ContainsFunc(x.jumps, func(at time.Time) bool {
 			return at.After(l.sent.Add(-storageTimeout)) && !at.After(c.reached) // since it was announced
-		}) && (!x.blurred(l.sent, c.reached) || l.instance == c.instance) && !slices.ContainsFunc(x.overwritten, func(at time.Time) bool {
+		}) && !x.blurred(l.sent, c.reached) && !slices.ContainsFunc(x.overwritten, func(at time.Time) bool {
 			return l.instance != c.instance && at.After(l.sent.Add(-time.Second)) && at.Before(c.reached)
 		}) {
 			x.violated("%s: a forced call %s after the last", c.group, c.reached.Sub(l.reached))

@@ -114,6 +114,8 @@ func (cfg *config) update(data *framework.FieldData) (*config, error) {
 		return nil, err
 	}
 	switch {
+	case next.AppID == "" && cfg == nil:
+		return nil, errors.New("appid is required: there is no account of this name yet; check the name, or write the new account's appid and secret")
 	case next.AppID == "":
 		return nil, errors.New("appid is required: write the account's AppID")
 	case next.Secret == "":

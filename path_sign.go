@@ -109,7 +109,7 @@ func (b *backend) sign(ctx context.Context, req *logical.Request, name, page str
 	}}
 	ts.warn(resp)
 	if what := unseen(page); what != "" {
-		resp.AddWarning(fmt.Sprintf("url has %s. A browser's location.href has not, and WeChat compares with that: "+
+		resp.AddWarning(fmt.Sprintf("This signature will hardly fit the page: url has %s. WeChat compares with the browser's location.href: "+
 			"let the page send encodeURIComponent(location.href.split('#')[0]), and decode it once.", what))
 	}
 	return resp, nil
@@ -144,7 +144,7 @@ func checkPage(page string) error {
 	}
 	scheme, host, _ := splitPage(page)
 	if !strings.EqualFold(scheme, "https") && !strings.EqualFold(scheme, "http") {
-		return errors.New("url must begin with http:// or https://: is it percent-encoded more than once?")
+		return errors.New("url must begin with http:// or https://: is its scheme missing, or is it still percent-encoded?")
 	}
 	host, port := splitHost(host)
 	switch {
@@ -185,15 +185,15 @@ func unseen(page string) string {
 	if i := strings.IndexFunc(page, func(r rune) bool { return r >= utf8.RuneSelf || r == ' ' || r == '"' || r == '<' || r == '>' }); i >= 0 {
 		switch c := page[i]; {
 		case c == ' ':
-			found = append(found, "a blank, which was a + or %20")
+			found = append(found, "a blank, which is + or %20 in a browser")
 		case c >= utf8.RuneSelf:
-			found = append(found, "a character beyond ASCII, which was percent-encoded, or in punycode in the host")
+			found = append(found, "a character beyond ASCII, which a browser shows percent-encoded, or in punycode in the host")
 		default:
-			found = append(found, fmt.Sprintf("a %c, which was percent-encoded", c))
+			found = append(found, fmt.Sprintf("a %c, which a browser shows percent-encoded", c))
 		}
 	}
 	if strings.Contains(page, "&amp;") {
-		found = append(found, "&amp;, which was & before HTML")
+		found = append(found, "&amp;, which is & in a browser")
 	}
 	scheme, host, rest := splitPage(page)
 	if strings.ContainsFunc(scheme+host, unicode.IsUpper) {

@@ -93,10 +93,10 @@ func TestAnAddressThatNoBrowserShowsIsSignedWithAWarning(t *testing.T) {
 			"https://shop.example.com/?p=中":                         "a character beyond ASCII",
 			"https://shop.example.com/店/":                           "a character beyond ASCII",
 			"https://店.example/":                                    "punycode",
-			"https://shop.example.com/?p=a b":                       "a blank, which was a + or %20",
+			"https://shop.example.com/?p=a b":                       "a blank, which is + or %20 in a browser",
 			"https://shop.example.com/a ":                           "a blank",
-			"https://shop.example.com/?a=1&amp;b=2":                 "&amp;, which was & before HTML",
-			"https://shop.example.com/?p=\"x\"":                     "a \", which was percent-encoded",
+			"https://shop.example.com/?a=1&amp;b=2":                 "&amp;, which is & in a browser",
+			"https://shop.example.com/?p=\"x\"":                     "a \", which a browser shows percent-encoded",
 			"https://shop.example.com/<id>":                         "a <, which",
 			"HTTPS://shop.example.com/":                             "a capital letter in scheme or host",
 			"https://Shop.example.com/":                             "a capital letter in scheme or host",
@@ -104,7 +104,7 @@ func TestAnAddressThatNoBrowserShowsIsSignedWithAWarning(t *testing.T) {
 			"http://shop.example.com:80/":                           "the scheme's own port",
 			"https://shop.example.com":                              "no / after its host",
 			"https://shop.example.com?a=/":                          "no / after its host",
-			"https://shop.example.com?p=a b&amp;c":                  "a blank, which was a + or %20, and &amp;, which was & before HTML, and no / after its host",
+			"https://shop.example.com?p=a b&amp;c":                  "a blank, which is + or %20 in a browser, and &amp;, which is & in a browser, and no / after its host",
 		} {
 			for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation} {
 				resp := m.ok(op, "sign/demo", map[string]any{"url": page})
@@ -144,7 +144,7 @@ func TestWhatIsNoAddressOfAPageIsRefusedAndNotShown(t *testing.T) {
 			"https://:443/v4lue":                            "no host",
 			"https://user@/v4lue":                           "no host",
 			"https:// /v4lue":                               "no host",
-			"https%3A%2F%2Fshop.example.com%2Fv4lue":        "percent-encoded more than once",
+			"https%3A%2F%2Fshop.example.com%2Fv4lue":        "still percent-encoded",
 			"https://shop.example.com%2Fv4lue":              "no host has",
 			"https://{{v4lue}}/":                            "no host has",
 			"https://${v4lue}/x":                            "no host has",

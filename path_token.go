@@ -99,8 +99,9 @@ Read again after "ttl" seconds. Whoever does always holds a token that WeChat
 accepts, with at least two minutes of its life left. There is no lease: nothing
 is to be renewed or revoked.
 
-When WeChat fails, the token that is still valid is returned with a warning and
-a short ttl, and the engine goes on trying. Without a valid token the answer is
+When a token is due and WeChat fails, the token that is still valid is returned with a
+warning and a short ttl, and the engine goes on trying. Before that a failure shows only
+in status/<name>. Without a valid token the answer is
 an error that says what WeChat answered and what to do about it.
 
 An unknown name is answered 400. LIST token/ lists the accounts.

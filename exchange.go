@@ -44,12 +44,15 @@ const (
 
 // An account's logins through one API are refused when failuresInARow have failed one
 // after the other and none has succeeded for successCounts. One at a time then tries
-// whether that is mended, tryPause after the one before. A row without a failure for
-// failureAge counts no longer.
+// whether that is mended, a tryPause for each; those that no login used are saved, up to
+// triesSaved, so that a user who fails again and again leaves some to the others. Five
+// calls a second are never exceeded. A row without a failure for failureAge counts no
+// longer.
 const (
 	failuresInARow = 5
 	successCounts  = 2 * time.Second
-	tryPause       = 500 * time.Millisecond
+	tryPause       = 400 * time.Millisecond
+	triesSaved     = 2
 	failureAge     = time.Minute
 
 	// loginLogInterval is how often the failures of such logins are logged.
@@ -94,6 +97,7 @@ type exchanger struct {
 type health struct {
 	failed    int       // calls in a row
 	problem   *problem  // the last of them
+	last      digested  // its code
 	at        time.Time // its end
 	succeeded time.Time // when a call last did
 	trying    bool      // a call tries whether it is mended
@@ -144,7 +148,7 @@ func exchange[T interface{ size() int }](
 ) (none T, err error) {
 	key := digest(cfg.ID, string(a), code)
 	got, err := x.logins.Do(ctx, key, func(ctx context.Context) (any, int, error) {
-		leave, err := x.enter(ctx, name, cfg, a)
+		leave, err := x.enter(ctx, name, cfg, a, key)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -154,6 +158,7 @@ func exchange[T interface{ size() int }](
 		p := problemOf(err)
 		leave(p)
 		if err == nil {
+			x.found(key)
 			return got, outcomeSize + got.size(), nil
 		}
 		if p != nil {
@@ -175,6 +180,13 @@ func memorySize(p *problem) int {
 		return 0
 	}
 	return outcomeSize + len(p.detail) + len(p.rid) + len(p.errmsg)
+}
+
+// found forgets that the answer to a code was lost: it was given now.
+func (x *exchanges) found(key digested) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.lost, key)
 }
 
 // recallLost notes that a code was sent and its answer lost, and says so where WeChat
@@ -202,9 +214,9 @@ func (x *exchanges) recallLost(key digested, p *problem) *problem {
 // enter waits for a place, no longer than request_timeout. leave has to follow, with what
 // the call ended in. Where the account's logins fail anyway, or no place comes free, the
 // error is a local problem.
-func (x *exchanges) enter(ctx context.Context, name string, cfg *config, a api) (leave func(*problem), err error) {
+func (x *exchanges) enter(ctx context.Context, name string, cfg *config, a api, key digested) (leave func(*problem), err error) {
 	account, h := x.healthOf(name, cfg, a)
-	if _, p := x.admit(h, false); p != nil {
+	if _, p := x.admit(h, key, false); p != nil {
 		return nil, p
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.RequestTimeout)
@@ -222,14 +234,14 @@ func (x *exchanges) enter(ctx context.Context, name string, cfg *config, a api) 
 		account.places.Release(1)
 	}
 	// The account may have failed while this login waited for its place.
-	tries, p := x.admit(h, true)
+	tries, p := x.admit(h, key, true)
 	if p != nil {
 		release()
 		return nil, p
 	}
 	return func(p *problem) {
 		release()
-		if x.note(h, tries, p) {
+		if x.note(h, key, tries, p) {
 			x.log.Warn("WeChat was asked for a login in vain", append([]any{"account", name, "api", string(a)}, p.logFields()...)...)
 		} else if p != nil {
 			x.log.Debug("a login failed", append([]any{"account", name, "api", string(a)}, p.logFields()...)...)
@@ -256,15 +268,20 @@ func (x *exchanges) healthOf(name string, cfg *config, a api) (*exchanger, *heal
 // admit returns the problem for which a login is not made: those before it failed, and
 // another one tries whether that is mended, or did so just now. With begin the login is
 // made if there is none, and tries says that it is the one that tries.
-func (x *exchanges) admit(h *health, begin bool) (tries bool, refused *problem) {
+func (x *exchanges) admit(h *health, key digested, begin bool) (tries bool, refused *problem) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	now := time.Now()
+	if h.last == key && h.problem.errcode != 0 && h.failed > 0 && now.Before(h.next) {
+		told := h.problem.remembered(h.at, h.next)
+		told.local, told.hadNoEffect = true, true
+		return false, told
+	}
 	if h.failed < failuresInARow || now.Sub(h.succeeded) < successCounts || now.Sub(h.next) > failureAge {
 		return false, nil
 	}
-	if h.trying || now.Before(h.next) {
-		next := h.next
+	if free := h.next.Add(-triesSaved * tryPause); h.trying || now.Before(free) {
+		next := free
 		if h.trying {
 			next = now
 		}
@@ -274,29 +291,35 @@ func (x *exchanges) admit(h *health, begin bool) (tries bool, refused *problem) 
 		return false, told
 	}
 	if begin {
-		h.trying, h.next = true, now.Add(tryPause)
+		h.trying = true
+		if h.next.Before(now) {
+			h.next = now
+		}
+		h.next = h.next.Add(tryPause)
 	}
 	return begin, nil
 }
 
 // note takes note of what a call ended in, p being nil if it succeeded, and reports
 // whether that is to be logged. A code or a user that WeChat refuses is the account's
-// success.
-func (x *exchanges) note(h *health, tried bool, p *problem) (log bool) {
+// success, but for 45011, which may be the appid's limit.
+func (x *exchanges) note(h *health, key digested, tried bool, p *problem) (log bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	now := time.Now()
 	if tried {
 		h.trying = false
 	}
-	if p == nil || p.class == classCode || p.class == classUser {
+	if p == nil || p.class == classCode || p.class == classUser && p.errcode != errcodeMinuteQuota {
 		h.failed, h.succeeded = 0, now
 		return false
 	}
-	h.failed++
-	h.problem, h.at = p, now
+	if p.errcode == 0 || h.failed == 0 || h.last != key || tried {
+		h.failed++ // what is refused of one code again and again is one failure
+	}
+	h.problem, h.at, h.last = p, now, key
 	if h.failed == failuresInARow {
-		h.next = now.Add(2 * tryPause)
+		h.next = now.Add(time.Second + triesSaved*tryPause)
 	} else if !now.Before(h.next) {
 		h.next = now.Add(tryPause)
 	}

@@ -27,6 +27,7 @@ func loginFaults() map[string]wechatsim.Fault {
 		"IP not admitted": {Kind: "errcode", Errcode: 40164},
 		"account limited": {Kind: "errcode", Errcode: 50002},
 		"no right":        {Kind: "errcode", Errcode: 48001},
+		"too often":       {Kind: "errcode", Errcode: 45011},
 		"undocumented":    {Kind: "errcode", Errcode: 12345},
 		"reset":           {Kind: "reset"},
 		"hang":            {Kind: "hang", Hang: 100 * time.Millisecond},
@@ -160,7 +161,7 @@ func TestOneLoginAtATimeTriesWhetherAnAccountIsMended(t *testing.T) {
 		m.write("demo", nil)
 		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: -1, Times: failuresInARow})
 		m.loginFailsInARow("demo")
-		time.Sleep(2 * tryPause)
+		time.Sleep(time.Second)
 		m.sim.SetLatencyOf(wechatsim.APICode2Session, 3*time.Second)
 		var trying sync.WaitGroup
 		trying.Go(func() { m.login("demo", m.mini()) })
@@ -190,7 +191,7 @@ func TestTheMemoryOfFailedLoginsIsOfOneAPI(t *testing.T) {
 			m.loginFails("demo", m.mini())
 			require.Equal(t, before, m.logins(), "a success of the other clears nothing")
 			m.sim.ClearFaults()
-			time.Sleep(2 * tryPause)
+			time.Sleep(time.Second)
 			m.login("demo", m.mini())
 			time.Sleep(successCounts)
 		}
@@ -331,6 +332,59 @@ func TestALoginWhoseAnswerWasLostSaysSoWhenItIsRepeated(t *testing.T) {
 			})
 		}
 	}
+}
+
+// What WeChat refuses of one code again and again is one failure: its client repeats it.
+func TestOneCodeThatIsRepeatedRefusesNoOthers(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 50002, Times: failuresInARow})
+		limited := m.mini()
+		for range failuresInARow {
+			m.loginFails("demo", limited)
+			time.Sleep(200 * time.Millisecond)
+		}
+		m.sim.ClearFaults()
+		m.login("demo", m.mini())
+	})
+}
+
+// A user whom WeChat limits, and whose client comes again and again with new codes, leaves
+// tries to the others.
+func TestALimitedUserOnAQuietAccountLeavesTriesToTheOthers(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.login("demo", m.mini())
+		limited := func() {
+			m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 50002, Times: 1})
+			_ = m.try(logical.UpdateOperation, "code2session/demo", map[string]any{"js_code": m.mini()})
+			m.sim.ClearFaults()
+		}
+		refused := 0
+		for range 30 {
+			for range 40 { // 20 s
+				limited()
+				time.Sleep(500 * time.Millisecond)
+			}
+			if m.try(logical.UpdateOperation, "code2session/demo", map[string]any{"js_code": m.mini()}) != nil {
+				refused++
+			}
+		}
+		require.LessOrEqual(t, refused, 3)
+	})
+}
+
+func TestAnAnswerThatWasGivenAfterAllIsNotCalledLost(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		code := m.mini()
+		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "status", Status: 502, Times: 1})
+		m.loginFails("demo", code)
+		m.login("demo", code)
+		time.Sleep(exchangeMemory + time.Second)
+		_, text := m.loginFails("demo", code)
+		require.NotContains(t, text, "its answer was lost")
+	})
 }
 
 func TestOnlySoManyLostAnswersAreRemembered(t *testing.T) {

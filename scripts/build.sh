@@ -15,7 +15,8 @@ cd "$(dirname "$0")/.."
 
 # Vault registers a plugin only under a semantic version with a leading v.
 semantic() {
-	printf %s "$1" | grep -Eqx 'v(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*)){2}(-[0-9A-Za-z][0-9A-Za-z.-]*)?(\+[0-9A-Za-z.-]+)?'
+	case $1 in *[!0-9A-Za-z.+-]*) return 1 ;; esac
+	printf %s "$1" | grep -Eqx 'v(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*)){2}(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?'
 }
 if ! semantic "$version"; then
 	example=v1.2.3

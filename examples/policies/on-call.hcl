@@ -22,7 +22,7 @@ path "wechat/config/*" {
   capabilities = ["update"]
 
   allowed_parameters = {
-    "verify" = []
+    "verify" = [true, "true"]
   }
 }
 

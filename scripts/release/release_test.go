@@ -56,6 +56,7 @@ func TestAVersionThatVaultDoesNotTakeIsNotBuilt(t *testing.T) {
 	for given, remedy := range map[string]string{
 		"0.4.0": "v0.4.0", "0.4.0-rc.1+x": "v0.4.0-rc.1+x",
 		"latest": "v1.2.3", "": "v1.2.3", "v1.2": "v1.2.3", "v1.2.3.4": "v1.2.3", "v1.02.3": "v1.2.3", "V1.2.3": "v1.2.3", "v1.2.3 x": "v1.2.3", "v1.2.3-": "v1.2.3",
+		"v1.2.3-a..b": "v1.2.3", "v1.2.3-a.": "v1.2.3", "v1.2.3+..": "v1.2.3", "v1.2.3\nlatest": "v1.2.3",
 	} {
 		file := filepath.Join(t.TempDir(), plugin)
 		said, err := exec.Command("../build.sh", given, file).CombinedOutput()

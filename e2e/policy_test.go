@@ -236,6 +236,10 @@ func TestOnCallWritesVerifyAndNothingBesides(t *testing.T) {
 			})
 		}
 	}
+	for _, nothing := range []any{false, "false"} {
+		_, err := onCall.Logical().Write(e.path+"/config/shop", fields{"verify": nothing})
+		refused(t, err, http.StatusForbidden)
+	}
 	_, err := onCall.Logical().Write(e.path+"/config/shpo", fields{"verify": true})
 	refused(t, err, http.StatusForbidden)
 
@@ -243,8 +247,10 @@ func TestOnCallWritesVerifyAndNothingBesides(t *testing.T) {
 	_, err = onCall.Logical().Write(e.path+"/config/shop", fields{"verify": true})
 	refused(t, err, http.StatusBadRequest, "40243")
 	e.ClearFaults()
-	_, err = onCall.Logical().Write(e.path+"/config/shop", fields{"verify": true})
-	must(t, err)
+	for _, tried := range []any{true, "true"} { // as in JSON, and as the command line sends it
+		_, err = onCall.Logical().Write(e.path+"/config/shop", fields{"verify": tried})
+		must(t, err)
+	}
 	sameFields(t, before, e.config(t, "shop"))
 }
 

@@ -132,16 +132,12 @@ func (a *account) current() *state {
 	if st == nil || st.version != a.version(st.appid) {
 		return nil
 	}
+	present := era()
 	if now := wallClock(); st.era != era() {
-		return recheck(st, now)
+		st.appid.clockSetBack(now)
+		return st.recheck(now, present)
 	}
 	return st
-}
-
-// recheck is the state st after the clock was set back to now.
-func recheck(st *state, now time.Time) *state {
-	st.appid.clockSetBack(now)
-	return st.recheck(now)
 }
 
 // setState replaces the state. The caller holds the lock.
@@ -216,8 +212,10 @@ func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
 	}
 	if st.token != nil {
 		ap.recall(st.token)
-		if now := wallClock(); st.token.liesAhead(now) {
-			st = recheck(st, now) // the clock was set back since
+		present := era()
+		if now := wallClock(); st.token.liesAhead(now) { // the clock was set back since
+			ap.clockSetBack(now)
+			st = st.recheck(now, present)
 		}
 	}
 	st.version = generation + stale

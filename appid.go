@@ -158,6 +158,15 @@ func olderHistoryKey(cfg *config) string {
 	return storageKey(rotationPrefix, url.PathEscape(cfg.AppID))
 }
 
+// trimmed returns the history as it is stored: with the latest calls that WeChat's limits
+// are about, whatever the clock says of their age. A clock that is wrong for a while must
+// not have them forgotten.
+func (h history) trimmed() history {
+	h.Version, h.ByUpstream = schemaVersion, true
+	h.Forced = slices.Clone(h.Forced[max(0, len(h.Forced)-forcedPerDay):])
+	return h
+}
+
 // pruned returns the history without what is older than a day.
 func (h history) pruned(now time.Time) history {
 	h.Version, h.ByUpstream = schemaVersion, true
@@ -318,7 +327,7 @@ func (ap *appid) renew(ctx context.Context, s logical.Storage, name string) erro
 	case len(ap.others(name)) > 0:
 		return nil // it is for the last of them to do
 	}
-	h = history{Epoch: newEpoch()}.pruned(wallClock())
+	h = history{Epoch: newEpoch()}.trimmed()
 	return writeEntry(ctx, s, ap.key, &h)
 }
 
@@ -447,7 +456,7 @@ func (ap *appid) save(ctx context.Context, s logical.Storage) error {
 	}
 	defer ap.storing.Release(1)
 	ap.mu.Lock()
-	h, changes, unstored := ap.history.pruned(wallClock()), ap.answers, ap.unstored
+	h, changes, unstored := ap.history.trimmed(), ap.answers, ap.unstored
 	ap.mu.Unlock()
 	if !unstored {
 		return nil
@@ -674,17 +683,18 @@ func (ap *appid) announce(ctx context.Context, s logical.Storage, by forcer, epo
 	defer ap.storing.Release(1)
 	begun := wallClock()
 	ap.mu.Lock()
-	h := ap.history.pruned(begun)
+	h, counted := ap.history, ap.history.pruned(begun)
 	forcing, spaced := ap.forcing, ap.spaced
 	ap.mu.Unlock()
-	if wait := max(h.wait(begun), time.Until(spaced)); wait > 0 || forcing != nil {
-		return nil, h.limited(max(wait, time.Second))
+	if wait := max(counted.wait(begun), time.Until(spaced)); wait > 0 || forcing != nil {
+		return nil, counted.limited(max(wait, time.Second))
 	}
 	// WeChat counts from when the call reaches it. Storage may take its time before
 	// the call is made, so the stored time is the latest at which that can be.
 	call := forcedCall{At: begun.Add(storageTimeout + timeout), Epoch: epoch}
 	h.Epoch = epoch
-	h.Forced = append(h.Forced, call)
+	h.Forced = append(slices.Clone(h.Forced), call)
+	h = h.trimmed()
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	var record string

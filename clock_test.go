@@ -120,6 +120,47 @@ var momentsAhead = map[string]struct {
 			require.Equal(m.t, "healthy", m.statusOf("demo")["state"])
 		},
 	},
+	"a forced refresh that arrives late": {
+		before: func(m *mount) {
+			m.write("demo", nil)
+			m.ticks(1)
+		},
+		during: func(m *mount) {
+			m.sim.Inject(wechatsim.Fault{Kind: "reset", Mode: "forced"})
+			m.refused(logical.UpdateOperation, "rotate/demo", nil)
+			m.sim.ClearFaults()
+			m.read("demo")
+		},
+		after: func(m *mount) {
+			m.rollbackTick()
+			time.Sleep(5 * time.Second)
+			m.sim.ForceOutside(testAppID) // now it reaches WeChat
+			time.Sleep(forcedSpacing)
+			synctest.Wait()
+		},
+	},
+	"a first read, a write of the configuration and later a restart": {
+		before: func(m *mount) { m.write("demo", map[string]any{"verify": false}) },
+		during: func(m *mount) { m.read("demo") },
+		after: func(m *mount) {
+			m.write("demo", nil)
+			for range 60 {
+				m.read("demo")
+				m.ticks(1)
+			}
+			m.reopen()
+		},
+	},
+	"a first read, an outage and a restart": {
+		before: func(m *mount) { m.write("demo", map[string]any{"verify": false}) },
+		during: func(m *mount) { m.read("demo") },
+		after: func(m *mount) {
+			m.sim.Inject(wechatsim.Fault{Kind: "reset"})
+			m.ticks(55)
+			m.reopen()
+			m.sim.ClearFaults()
+		},
+	},
 	"a ticket": {
 		during: func(m *mount) { m.signs("demo") },
 		after: func(m *mount) {
@@ -191,6 +232,54 @@ func TestEveryTimeThatLiesAheadIsHarmless(t *testing.T) {
 	}
 }
 
+// A clock that is wrong takes no good token from its readers while WeChat is down.
+func TestAClockThatIsWrongForAMomentTakesNoGoodToken(t *testing.T) {
+	for name, moment := range map[string]struct {
+		by     time.Duration
+		during func(m *mount)
+	}{
+		"behind, and a read": {-8 * time.Hour, func(m *mount) { require.NoError(m.t, m.tokenOrError("demo")) }},
+		"behind, and a tick": {-8 * time.Hour, (*mount).rollbackTick},
+		"a restart, ahead":   {8 * time.Hour, (*mount).reopen},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.ticks(1)
+				m.sim.Inject(wechatsim.Fault{Kind: "reset"})
+				setClock(t, moment.by)
+				moment.during(m)
+				time.Sleep(time.Second)
+				setClock(t, 0)
+				for range 90 {
+					require.NoError(t, m.tokenOrError("demo"))
+					m.ticks(1)
+				}
+			})
+		})
+	}
+}
+
+// A machine that starts with a date of its own forgets no forced call of the day.
+func TestADateThatIsWrongForAWhileForgetsNoForcedCall(t *testing.T) {
+	for _, by := range []time.Duration{-25 * time.Hour, 25 * time.Hour} {
+		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+			m.write("demo", nil)
+			m.ok(logical.UpdateOperation, "rotate/demo", nil)
+			m.ticks(6)
+			m.close()
+			setClock(t, by)
+			m.open()
+			m.refresh(nil)
+			time.Sleep(5 * time.Second)
+			setClock(t, 0)
+			m.reopen()
+			m.read("demo")
+			require.Equal(t, forcedPerDay-1, m.statusOf("demo")["rotations_remaining"])
+		})
+	}
+}
+
 func TestATokenLivesNoLongerThanTheSteadyClockAllows(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"verify": false})
@@ -208,24 +297,60 @@ func TestATokenLivesNoLongerThanTheSteadyClockAllows(t *testing.T) {
 	})
 }
 
-func TestNoTwoTokensHaveTheSameTimeHoweverOftenTheClockIsSetBack(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		start := time.Now()
-		tokens := map[any]any{} // by last_vault_rotation
-		for range 10 {
-			setClock(t, -time.Since(start)) // to the very millisecond of the first
-			for range 3 {
-				m.sim.ForceOutside(testAppID)
-				time.Sleep(minCallInterval)
-				m.refresh(nil)
-				got := m.read("demo")
-				require.NotContains(t, tokens, got["last_vault_rotation"])
-				tokens[got["last_vault_rotation"]] = got["access_token"]
-			}
+func TestATicketOfAClockThatWasAheadIsNotUsedForLonger(t *testing.T) {
+	for _, by := range []time.Duration{50 * time.Minute, 8 * time.Hour} {
+		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+			m.write("demo", nil)
+			m.signs("demo")
+			m.ticks(1)
+			setClock(t, by)
+			m.signs("demo")
+			confirmed := time.Now()
+			setClock(t, 0)
 			m.reopen()
-		}
-	})
+			m.sim.Inject(wechatsim.Fault{API: wechatsim.APITicket, Kind: "reset"})
+			for time.Since(confirmed) < 12*time.Hour {
+				m.ticks(10)
+				_, err := m.asked("demo")
+				require.True(t, err != nil || time.Since(confirmed) < ticketGrace, "%s after WeChat confirmed it", time.Since(confirmed))
+			}
+		})
+	}
+}
+
+// Of two kinds of values each has a last_vault_rotation of its own, also when the clock is
+// set back to the very millisecond of the first.
+func TestNoTwoValuesHaveTheSameTimeHoweverOftenTheClockIsSetBack(t *testing.T) {
+	for kind, next := range map[string]func(m *mount) map[string]any{
+		"tokens": func(m *mount) map[string]any {
+			m.sim.ForceOutside(testAppID)
+			time.Sleep(minCallInterval)
+			m.refresh(nil)
+			return m.read("demo")
+		},
+		"tickets": func(m *mount) map[string]any {
+			m.sim.ReplaceTicket(testAppID, "jsapi")
+			time.Sleep(ticketOverdue)
+			return m.ticketOf("demo", "jsapi")
+		},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				start := time.Now()
+				times := map[any]bool{}
+				for range 10 {
+					setClock(t, -time.Since(start))
+					for range 3 {
+						at := next(m)["last_vault_rotation"]
+						require.NotContains(t, times, at)
+						times[at] = true
+					}
+					m.reopen()
+				}
+			})
+		})
+	}
 }
 
 func TestAnEraBeginsWhenTheClockIsSetBack(t *testing.T) {

@@ -187,7 +187,7 @@ func (k *keeper) portraits(now time.Time) (all []portrait, revoking int) {
 		}
 		p := portrait{name: a.name, state: st.health(now), lastSuccess: st.lastSuccess, budget: st.budget()}
 		if st.usable(now) {
-			p.remaining = st.token.end().Sub(now)
+			p.remaining = st.left(now)
 		}
 		if f := st.trouble(); f != nil {
 			p.failures, p.lastError = f.count, f.class

@@ -122,7 +122,7 @@ func (a *account) read(ctx context.Context, s logical.Storage, st *state, came t
 			return next, now, nil
 		case next.failure != nil:
 			return nil, now, next.failure.problem
-		case next.token.end().Sub(now) < minTTL:
+		case next.left(now) < minTTL:
 			return nil, now, errTooSlow
 		}
 		st = next // a forced call of another name was begun meanwhile
@@ -327,7 +327,7 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 		a.overtaken = time.Now()
 		return nil, err
 	case err != nil:
-		return a.noteFailure(st, asProblem(err), begun), nil
+		return a.noteFailure(a.storeBound(ctx, s, st), asProblem(err), begun), nil
 	}
 	tok, stored := tokenFrom(got.g, st.token, cfg, got.epoch, false), st.storedToken()
 	changed := !st.isCurrent(tok.AccessToken)
@@ -350,6 +350,26 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 	next := st.succeeded(got.g, tok, syncJitter())
 	next.compared = true
 	return a.publish(ctx, s, next, stored), nil
+}
+
+// storeBound sees to it that a restart takes a token that was noted while the clock was
+// ahead for no longer than the steady clock allows, should WeChat not answer before.
+func (a *account) storeBound(ctx context.Context, s logical.Storage, st *state) *state {
+	now := wallClock()
+	if st.compared || st.token == nil {
+		return st
+	}
+	bound := *st.token
+	if bound.EndTime = now.Add(st.left(now)).UTC().Truncate(time.Second); !bound.EndTime.Before(st.token.end()) {
+		return st
+	}
+	if err := storeToken(ctx, s, a.name, nil, &bound); err != nil {
+		a.log.Warn("the end of a token cannot be corrected in storage", "account", a.name, "error", err)
+		return st
+	}
+	next := *st
+	next.compared = true
+	return &next
 }
 
 // sendFailure sends the event of an attempt that failed.

@@ -66,9 +66,15 @@ func (r *revocation) expired() bool { return time.Now().After(r.giveUp) }
 // keepDistance sets the next attempt by the forced calls that ap, whose token is to be
 // revoked, has seen since the first. Storage holds them: no restart makes them fewer.
 func (r *revocation) keepDistance(ap *appid) {
-	last, calls := ap.forcedSince(r.Epoch, r.Requested)
+	now, since := wallClock(), r.Requested
+	if since.After(now) {
+		since = time.Time{} // the clock was set back since: all that is known counts
+	}
+	last, calls := ap.forcedSince(r.Epoch, since)
 	distance := backoffCounted.after(max(1, calls))
-	now := wallClock()
+	if last.IsZero() {
+		last = now
+	}
 	if last.After(now) {
 		last = now // the clock was set back since
 	}

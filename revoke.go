@@ -91,7 +91,7 @@ func (k *keeper) tooSoon(ctx context.Context, s logical.Storage, a *account, st 
 	} else if e.last != nil && k.revoking(e.last.by) {
 		e.pending = e.last.by // whose token is this one, too
 	}
-	if t := st.token; t != nil && e.last != nil && !t.RevokedAt.Before(e.last.at.Truncate(timestampUnit)) {
+	if t := st.token; t != nil && e.last != nil && !t.RevokedAt.Before(e.last.at.Truncate(timestampUnit)) && t.RevokedAt.Sub(wallClock()) < clockTolerance {
 		e.completed = t.RevokedAt
 	}
 	return e

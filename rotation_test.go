@@ -402,7 +402,7 @@ func TestTheBudgetIsThatOfTheLast24Hours(t *testing.T) {
 		require.Equal(t, 4, resp.Data["rotations_remaining"])
 		var kept history
 		require.NoError(t, mustGet(m, historyKey(account1Config())).DecodeJSON(&kept))
-		require.Len(t, kept.Forced, forcedPerDay-4, "storage forgets what no longer counts")
+		require.Len(t, kept.Forced, forcedPerDay, "storage keeps the latest, and no more than a day allows")
 		time.Sleep(day)
 		require.Equal(t, forcedPerDay, m.statusOf("demo")["rotations_remaining"])
 	})

@@ -168,6 +168,10 @@ func (s *schedule) drain(kind lane) {
 		c := &s.crews[kind]
 		t, q := c.next()
 		if t == nil {
+			c.reoffer()
+			t, q = c.next()
+		}
+		if t == nil {
 			c.running = max(0, c.running-1) // stop has set it to zero
 			s.mu.Unlock()
 			return
@@ -286,6 +290,16 @@ func (c *crew) next() (sleeper, *queue) {
 	return c.top.take()
 }
 
+// reoffer gives the hosts' places that were offered to a level which became full before it
+// took them to what waits elsewhere. It is for a worker that finds nothing else to do.
+func (c *crew) reoffer() {
+	for _, h := range c.hosts {
+		if h.running < h.places {
+			h.offer()
+		}
+	}
+}
+
 // take is crew.next for what waits on one level, or there for one host.
 func (q *queue) take() (t sleeper, from *queue) {
 	if q.host != nil {
@@ -303,23 +317,9 @@ func (q *queue) take() (t sleeper, from *queue) {
 		next.offer() // behind the others
 	}
 	if from != nil {
-		if q.running++; q.running == q.places {
-			q.yield()
-		}
+		q.running++
 	}
 	return t, from
-}
-
-// yield gives the hosts' places that were offered to what waits below q, which has no
-// place left, to what waits elsewhere for the same hosts.
-func (q *queue) yield() {
-	for _, next := range q.turns {
-		if next.host != nil {
-			next.host.offer()
-		} else {
-			next.yield()
-		}
-	}
 }
 
 // offer gives a place at the host to the first in its line that has one on its levels.

@@ -138,7 +138,7 @@ func newState(cfg *config, ap *appid, t *token, jitter float64) *state {
 		return st
 	}
 	st.token = t
-	st.ends = time.Now().Add(t.end().Sub(wallClock()))
+	st.ends = time.Now().Add(maxLifetime) // the wall clock may be wrong
 	st.accepted = t.Credentials == cfg.Credentials
 	st.due = dueAt(t.RotatedAt, t.end().Sub(t.RotatedAt))
 	st.scheduleSync(wallClock(), min(st.syncInterval, firstSync), jitter)
@@ -202,9 +202,19 @@ func (st *state) unconfirmed() bool {
 	return st.token != nil && st.token.Epoch != st.appid.epoch.Load()
 }
 
+// left returns what is left of the token's life, by the clock that says less: the wall
+// clock may have been set back, and the steady one stands still while the machine sleeps.
+func (st *state) left(now time.Time) time.Duration {
+	left := st.token.end().Sub(now)
+	if !st.ends.IsZero() {
+		left = min(left, time.Until(st.ends))
+	}
+	return left
+}
+
 // usable reports whether the token may be handed out.
 func (st *state) usable(now time.Time) bool {
-	return st.token != nil && st.token.end().Sub(now) >= minTTL && !st.unconfirmed()
+	return st.token != nil && st.left(now) >= minTTL && !st.unconfirmed()
 }
 
 // dueTime returns when the token is, or was, to be replaced or confirmed.
@@ -244,7 +254,7 @@ func (st *state) overdue(now time.Time) bool {
 	if now.Before(st.due) || st.failure == nil || st.failure.begun.Before(st.due) {
 		return false
 	}
-	return now.Sub(st.failure.next) < backgroundLag || st.token.end().Sub(now) > readerMargin
+	return now.Sub(st.failure.next) < backgroundLag || st.left(now) > readerMargin
 }
 
 // ttl returns after how many seconds the token should be read again. It is rounded
@@ -258,7 +268,7 @@ func (st *state) ttl(now time.Time) int64 {
 		ttl = min(ttl, st.maxTTL)
 	}
 	seconds := int64((max(ttl, minTTL) + time.Second - 1) / time.Second)
-	return min(seconds, int64(st.token.end().Sub(now)/time.Second))
+	return min(seconds, int64(st.left(now)/time.Second))
 }
 
 // told is the failure as an answer from memory.
@@ -364,18 +374,17 @@ func (st *state) failed(p *problem, begun, now time.Time, jitter float64) *state
 }
 
 // recheck is the state once the clock was set back to now: WeChat is to be asked
-// about the token at once, whatever failed before. Should WeChat not answer, the token
-// lives no longer than the steady clock allows.
-func (st *state) recheck(now time.Time) *state {
+// about the token at once, whatever failed before.
+//
+// present is the era, read before now was: another set-back may have been noticed since.
+func (st *state) recheck(now time.Time, present int64) *state {
 	longAgo := now.Add(-minCallInterval)
 	next := *st
-	next.era, next.due, next.compared = era(), now, false
-	if st.token != nil {
-		if end := now.Add(min(time.Until(st.ends), maxLifetime)).UTC().Truncate(time.Second); end.Before(st.token.end()) {
-			cut := *st.token
-			cut.EndTime = end
-			next.token = &cut
-		}
+	next.era, next.due, next.compared = present, now, false
+	if t := st.token; t != nil && t.CheckAt.Sub(now) > forcedSpacing {
+		sooner := *t
+		sooner.CheckAt = now.Add(forcedSpacing).UTC().Truncate(time.Second)
+		next.token = &sooner
 	}
 	if next.lastSuccess.After(longAgo) {
 		next.lastSuccess = longAgo

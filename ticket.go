@@ -66,7 +66,11 @@ type ticket struct {
 	Version   int       `json:"version"`
 	AccountID string    `json:"account_id"` // the config.ID it belongs to
 	Ticket    string    `json:"ticket"`
-	RotatedAt time.Time `json:"last_vault_rotation"` // when it was asked for first, in milliseconds
+	RotatedAt time.Time `json:"last_vault_rotation"` // when it was asked for first, in milliseconds; see distinguish
+
+	// As those of a token.
+	LatestRotation time.Time `json:"latest_rotation,omitzero"`
+	SetBacks       int       `json:"set_backs,omitempty"`
 
 	// ConfirmedAt is when WeChat was asked last and named this ticket. The stored one
 	// may be behind by ticketStoreInterval and a comparison: a restart then asks
@@ -83,10 +87,9 @@ func ticketFrom(value string, asked time.Time, accountID string, old *ticket) *t
 	switch {
 	case old == nil:
 	case old.Ticket == value:
-		t.RotatedAt = old.RotatedAt
-	case t.RotatedAt.Equal(old.RotatedAt):
-		// Another ticket never has the same time, however fast they follow.
-		t.RotatedAt = t.RotatedAt.Add(time.Millisecond)
+		t.RotatedAt, t.LatestRotation, t.SetBacks = old.RotatedAt, old.LatestRotation, old.SetBacks
+	default:
+		t.RotatedAt, t.LatestRotation, t.SetBacks = distinguish(asked, old.RotatedAt, old.LatestRotation, old.SetBacks)
 	}
 	return t
 }
@@ -283,8 +286,8 @@ func (ts *ticketState) health(now time.Time) string {
 
 // accountTicket is an account's ticket of one type in memory.
 //
-// Whoever asks WeChat for it holds its lock, so that at most one call for it is in
-// flight. That is another lock than the account's, which is taken only for moments: to
+// A call of WeChat for it holds its lock, so that at most one is in flight, but for one
+// that renewTickets has left behind. That is another lock than the account's, which is taken only for moments: to
 // wait for a ticket delays no token.
 type accountTicket struct {
 	name string // of the account

@@ -92,6 +92,12 @@ func (k *keeper) loadTicket(ctx context.Context, s logical.Storage, t *accountTi
 	ts := &ticketState{accountID: st.accountID}
 	if stored != nil && stored.AccountID == st.accountID {
 		ts.ticket, ts.stored = stored, stored
+		if stored.ConfirmedAt.Sub(wallClock()) > clockTolerance {
+			// By a clock that was ahead: how long ago that was is not known.
+			unsure := *stored
+			unsure.ConfirmedAt = wallClock().Add(-ticketGrace).UTC()
+			ts.ticket = &unsure
+		}
 		ts.schedule()
 	}
 	k.setTicket(t, ts)

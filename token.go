@@ -84,7 +84,7 @@ func tokenFrom(g *tokenAnswer, old *token, cfg *config, epoch int64, forced bool
 	if same {
 		t.keepTimes(g, old)
 	} else {
-		t.distinguish(old)
+		t.RotatedAt, t.LatestRotation, t.SetBacks = distinguish(t.RotatedAt, old.RotatedAt, old.LatestRotation, old.SetBacks)
 	}
 	if old.AccountID != cfg.ID {
 		return t
@@ -100,28 +100,27 @@ func tokenFrom(g *tokenAnswer, old *token, cfg *config, epoch int64, forced bool
 	return t
 }
 
-// distinguish gives t a RotatedAt that no token before it had, old being the last of
-// them. One that is not later than all of theirs, because the clock was set back or two
-// follow in one millisecond, is told apart by its microseconds: a thousand such tokens
-// bring another one with the same time only if they meet in the same millisecond as well.
-func (t *token) distinguish(old *token) {
-	t.SetBacks = old.SetBacks
-	latest := old.RotatedAt
-	if old.LatestRotation.After(latest) {
-		latest = old.LatestRotation
+// distinguish returns the RotatedAt, LatestRotation and SetBacks of what WeChat was asked
+// for first at the given time, from those of what it replaces: no token, and no ticket,
+// has the RotatedAt of one before it. One that is not later than all of theirs, because
+// the clock was set back or two follow in one millisecond, is told apart by its
+// microseconds: a thousand such tokens bring another one with the same time only if they
+// meet in the same millisecond as well.
+func distinguish(asked, rotatedAt, latest time.Time, setBacks int) (time.Time, time.Time, int) {
+	if rotatedAt.After(latest) {
+		latest = rotatedAt
 	}
-	if t.RotatedAt.After(latest) {
-		return
+	if asked.After(latest) {
+		return asked, time.Time{}, setBacks
 	}
-	t.LatestRotation = latest
-	t.SetBacks++
-	t.RotatedAt = t.RotatedAt.Add(time.Duration(t.SetBacks%1000) * time.Microsecond)
+	setBacks++
+	return asked.Add(time.Duration(setBacks%1000) * time.Microsecond), latest, setBacks
 }
 
 // liesAhead reports whether times of the token can only have been noted while the clock
 // was ahead of now.
 func (t *token) liesAhead(now time.Time) bool {
-	return t.RotatedAt.Sub(now) > clockTolerance || t.TimedAt.Sub(now) > clockTolerance || t.end().Sub(now) > maxLifetime+clockTolerance
+	return t.RotatedAt.Sub(now) > clockTolerance || t.CheckAt.Sub(now) > forcedSpacing+clockTolerance || t.TimedAt.Sub(now) > clockTolerance || t.end().Sub(now) > maxLifetime+clockTolerance
 }
 
 // keepTimes gives t, made of an answer that brought the old token again, the times

@@ -216,6 +216,7 @@ func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
 		if now := wallClock(); st.token.liesAhead(now) { // the clock was set back since
 			ap.clockSetBack(now)
 			st = st.recheck(now, present)
+			st.ends = time.Now() // when it really ends WeChat has to tell
 		}
 	}
 	st.version = generation + stale

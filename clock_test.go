@@ -280,6 +280,23 @@ func TestADateThatIsWrongForAWhileForgetsNoForcedCall(t *testing.T) {
 	}
 }
 
+// What a restart finds with times that lie ahead has an end that only WeChat knows.
+func TestAStoredTokenWhoseTimesLieAheadIsNotUsedBeforeWeChatIsAsked(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", map[string]any{"verify": false})
+		m.sim.Inject(wechatsim.Fault{Kind: "expires_in", ExpiresIn: "600", Times: 1})
+		setClock(t, 8*time.Hour)
+		m.read("demo")
+		setClock(t, 0)
+		m.reopen()
+		m.sim.Inject(wechatsim.Fault{Kind: "reset"})
+		require.Error(t, m.tokenOrError("demo"))
+		m.sim.ClearFaults()
+		m.ticks(2)
+		require.NoError(t, m.tokenOrError("demo"))
+	})
+}
+
 func TestATokenLivesNoLongerThanTheSteadyClockAllows(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"verify": false})

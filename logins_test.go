@@ -336,7 +336,7 @@ func TestALoginWhoseAnswerWasLostSaysSoWhenItIsRepeated(t *testing.T) {
 
 // What WeChat refuses of one code again and again is one failure: its client repeats it.
 func TestOneCodeThatIsRepeatedRefusesNoOthers(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+	inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
 		m.write("demo", nil)
 		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 50002, Times: failuresInARow})
 		limited := m.mini()

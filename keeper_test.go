@@ -323,6 +323,20 @@ func TestWhatWeChatAnsweredIsServedAlthoughStorageTakesNoWrites(t *testing.T) {
 		code, text := m.refused(logical.UpdateOperation, "rotate/demo", nil)
 		require.Equal(t, http.StatusInternalServerError, code)
 		require.Contains(t, text, "was not replaced")
+		for what, try := range map[string]func() (int, string){
+			`account "demo" was not changed`: func() (int, string) {
+				return m.refused(logical.UpdateOperation, "config/demo", map[string]any{"max_ttl": 60})
+			},
+			`account "new" was not stored`: func() (int, string) {
+				return m.refused(logical.UpdateOperation, "config/new", account1(map[string]any{"verify": false}))
+			},
+			`account "demo" was not deleted`: func() (int, string) { return m.refused(logical.DeleteOperation, "config/demo", nil) },
+		} {
+			code, text := try()
+			require.Equal(t, http.StatusInternalServerError, code)
+			require.Contains(t, text, what)
+			require.Contains(t, text, "restart Vault")
+		}
 		forced, _ := m.forcedCalls()
 		require.Zero(t, forced, "no forced call is made unless its announcement is stored")
 		token := m.read("demo")["access_token"]

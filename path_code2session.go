@@ -133,6 +133,6 @@ program. A policy can forbid that field with denied_parameters.
 
 WeChat takes a code once. The same code sent again within ten seconds gets the same
 answer; after that, or if WeChat's answer was lost, WeChat is asked again, and if it then
-refuses the code the message says that the answer was lost. Nothing is stored. A code that is not good is answered 400: have the client log in
-again and send the new one.
+refuses the code the message says that the answer was lost. Nothing is stored. A code
+that is not good is answered 400: have the client log in again and send the new one.
 `

@@ -147,6 +147,9 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		}
 		return old.update(data)
 	})
+	if err != nil && forbidsWrites(err) {
+		err = storageProblem(err)
+	}
 	if err != nil {
 		return refusedWrite(name, before != nil, setsStored(data), withoutRetryPromise(err))
 	}
@@ -238,8 +241,11 @@ func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, data *
 		return logical.ErrorResponse(err.Error()), nil
 	}
 	err = b.keeper.delete(ctx, req.Storage, name)
-	if err == nil {
+	switch {
+	case err == nil:
 		b.exchanges.forget(name)
+	case forbidsWrites(err):
+		return failureResponse(fmt.Sprintf("account %q was not deleted", name), storageProblem(err))
 	}
 	return nil, err
 }
@@ -263,7 +269,7 @@ A change of base_url, proxy_url or ca_pem needs "secret" in the same write: they
 decide where the secret is sent. Changing appid or base_url drops the account's
 token at once; changing only the secret keeps it.
 
-A write with a field that there is not, or with none at all, is refused and changes
+A write with an unknown field, or with none at all, is refused and changes
 nothing.
 
 Deleting config/<name> removes the account and its token.

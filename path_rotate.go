@@ -158,10 +158,14 @@ seconds to wait, and with what the last one did: it may have been an attempt of
 this very client, whose answer was lost. Consumers find the new token when they
 read again, which is within the account's max_ttl.
 
+    $ vault write -force wechat/rotate/myapp
+
 For a token that has leaked write revoke=true: a second forced refresh follows
 after 30 seconds, by itself, also when Vault is sealed or restarted in between.
 status/<name> shows "revocation" as "pending" until it is done. Written again
 meanwhile, rotate/<name> says when the next step comes.
+
+    $ vault write wechat/rotate/myapp revoke=true
 
 This costs every consumer of the account a moment without a valid token. For a
 token that WeChat rejected use refresh/<name>.

@@ -326,7 +326,7 @@ func TestOwnRootsAreTrusted(t *testing.T) {
 	refused(t, err, http.StatusBadGateway, "certificate", "ca_pem", "verify=false")
 	e.configure(t, "myapp", account, fields{"ca_pem": roots})
 	e.token(t, "myapp")
-	if got := e.config(t, "myapp")["ca_pem"]; got != strings.TrimSpace(roots) {
+	if got := e.config(t, "myapp")["ca_pem"]; got != roots {
 		t.Errorf("ca_pem reads back as %q", got)
 	}
 }

@@ -360,7 +360,7 @@ func (e *engine) revocationEnds(t *testing.T, name string, account fields, leake
 		}
 	}
 	e.sawForced(t, account, forced, 2)
-	eventually(t, patience, "the write-ahead log is empty", func() bool { return e.stored(t, "wal") == nil })
+	eventually(t, patience, "the write-ahead log is empty", func() bool { return e.announced(t) == nil })
 	is(t, e.statusOf(t, name), fields{"state": "healthy"})
 }
 
@@ -431,7 +431,7 @@ func TestRevocationIsNotBegunIfTheFirstIsRefused(t *testing.T) {
 	_, err := e.rotate("myapp", revoking)
 	refused(t, err, http.StatusTooManyRequests, "errcode 45009")
 	is(t, e.statusOf(t, "myapp"), fields{"revocation": nil, "rotations_remaining": number(20)})
-	if left := e.stored(t, "wal"); left != nil {
+	if left := e.announced(t); left != nil {
 		t.Errorf("the write-ahead log holds %v", left)
 	}
 	sameToken(t, token, e.token(t, "myapp"))

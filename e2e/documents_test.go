@@ -38,7 +38,10 @@ import (
 // executed are the pages whose commands are run, each with what there has to be
 // before, but for the commands of notExecuted.
 var executed = []executedPage{
-	{"README.md", nil}, // mounts the engine itself
+	{"README.md", func(t *testing.T, d *documents) {
+		d.mount(t)
+		d.codes("wx0123456789abcdef")
+	}},
 	{"docs/install.md", func(_ *testing.T, d *documents) {
 		d.ahead("OLD=$(vault read -field=running_plugin_version sys/mounts/wechat)", func(t *testing.T) {
 			d.provide(t, upgraded) // the page says that it was built and registered as the first was
@@ -217,9 +220,7 @@ func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
 			d.hooks = map[string][]func(t *testing.T){}
 			d.ClearFaults()
 			d.home, d.env, d.cd, d.replaced = t.TempDir(), nil, "", strings.NewReplacer()
-			if e.before != nil {
-				e.before(t, d)
-			}
+			e.before(t, d)
 			t.Cleanup(func() { must(t, d.vault.Sys().Unmount(d.path)) })
 			d.execute(t, e.page)
 		})

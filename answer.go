@@ -293,19 +293,20 @@ var (
 func refusal(a api, errcode int, fields envelope, known []string) *problem {
 	p := &problem{errcode: errcode, hadNoEffect: errcode != -1}
 	errmsg, _ := fields.text("errmsg")
-	errmsg = newScrubber(known...).clean(errmsg)
 	if fields.holdSecrets() {
 		// An errcode and a token: it is not certain what WeChat did, nor that its words
 		// do not hold the token as well.
 		p.hadNoEffect, errmsg = false, ""
 	}
-	p.errmsg = truncate(errmsg)
 	for _, pattern := range ridPatterns {
 		if m := pattern.FindStringSubmatch(errmsg); m != nil {
-			p.rid = truncate(m[1])
+			if len(m[1]) <= maxRID && !holdsSecret(m[1], known) {
+				p.rid = m[1]
+			}
 			break
 		}
 	}
+	p.errmsg = quotable(errmsg, p.rid, known)
 	var documented bool
 	if p.rule, documented = ruleOf(a, errcode); !documented {
 		p.rule, p.detail = ruleAnswer, "an errcode that is not documented"

@@ -5,7 +5,7 @@
 //
 //	limits.go, clock.go, random.go  what WeChat documents in numbers; the wall clock, how times are shown; all randomness
 //	errcode.go, problem.go  what WeChat's codes mean; a failed attempt and its words
-//	scrub.go, answer.go, transport.go, client.go  texts without secrets, answers, connections, and the one funnel of all calls
+//	quotable.go, answer.go, transport.go, client.go  texts that may be quoted, answers, connections, and the one funnel of all calls
 //	metrics.go            the counters of what happens
 //	events.go             what the host is told of
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds

@@ -225,7 +225,7 @@ func (c *client) exchange(ctx context.Context, e endpoint, r request) (envelope,
 		err = wrapped.Err
 	}
 	p := way.problem(err, callCtx.Err() != nil, e.timeout)
-	p.cause = newScrubber(known...).scrub(err.Error())
+	p.cause = quotable(err.Error(), "", known)
 	return nil, p
 }
 
@@ -358,7 +358,7 @@ func (p *progress) cause(err error, timedOut bool) cause {
 		return causeCut
 	}
 	_, noName := errors.AsType[*net.DNSError](err)
-	_, refused := errors.AsType[*proxyRefusal](err)
+	_, refused := errors.AsType[proxyRefusal](err)
 	op, isOp := errors.AsType[*net.OpError](err)
 	switch {
 	case noName, p.stage == stageNaming:

@@ -19,12 +19,12 @@ type problem struct {
 	// rid and errmsg are WeChat's request ID and its words. With a token of the
 	// account a rid may open the record of a call, which holds the AppSecret: so
 	// they go to the server log and to those who configure the account, see
-	// operatorError. Both are scrubbed and at most maxDetail long.
+	// operatorError. Both are quotable.
 	rid    string
 	errmsg string
 
-	// cause is the text of the error below, scrubbed, or in what way an answer is not
-	// the documented one: for the server log only. To a caller it could tell what
+	// cause is the text of the error below, if it is quotable, or in what way an answer
+	// is not the documented one: for the server log only. To a caller it could tell what
 	// listens in Vault's network.
 	cause string
 

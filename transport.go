@@ -202,10 +202,21 @@ func (d dialler) inTime(ctx context.Context, network, addr string) (net.Conn, er
 	return conn, nil
 }
 
-// proxyRefusal is a proxy's answer to CONNECT that was not 200.
-type proxyRefusal struct{ status string }
+// proxyRefusal is the status, other than 200, with which a proxy answered CONNECT.
+type proxyRefusal int
 
-func (r *proxyRefusal) Error() string { return "the proxy answered CONNECT with " + r.status }
+func (r proxyRefusal) Error() string {
+	return fmt.Sprintf("the proxy answered CONNECT with %d", int(r))
+}
+
+// loginOf returns what must not be shown of a proxy's URL.
+func loginOf(proxy *url.URL) []string {
+	if proxy == nil || proxy.User == nil {
+		return nil
+	}
+	password, _ := proxy.User.Password()
+	return []string{proxy.User.String(), proxy.User.Username() + ":" + password, password}
+}
 
 func newTransport(w way, d dialing) (*http.Transport, error) {
 	if d.dial == nil {
@@ -223,7 +234,7 @@ func newTransport(w way, d dialing) (*http.Transport, error) {
 		// speak it with them.
 		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
 			if resp.StatusCode != http.StatusOK {
-				return &proxyRefusal{resp.Status}
+				return proxyRefusal(resp.StatusCode)
 			}
 			return nil
 		},

@@ -95,11 +95,10 @@ var executed = []executedPage{
 		d.mount(t)
 		d.account(t, "demo", "wx0123456789abcdef")
 		d.env = []string{"TOKEN=" + d.tokenBefore(t, "demo", "wx0123456789abcdef")}
-		d.codes("wx0123456789abcdef")
 		d.account(t, "team-a/service", "wx2222222222222222")
 		d.account(t, "team-a/shop", "wx5555555555555555")
 		d.Update("wx3333333333333333", func(a *wechatsim.Account) { a.AllowedIPs = []string{"203.0.113.7"} })
-		d.ahead("vault read -format=json wechat/status/mini | jq .data", func(t *testing.T) {
+		d.ahead("vault list -detailed wechat/status", func(t *testing.T) {
 			d.Update("wx3333333333333333", func(a *wechatsim.Account) { a.AllowedIPs, a.Lifetime = nil, 291*time.Second })
 			d.account(t, "mini", "wx3333333333333333")
 			d.Inject(wechatsim.Fault{Kind: "errcode", AppID: "wx3333333333333333", Errcode: -1, Times: 3})

@@ -37,10 +37,6 @@ type appid struct {
 	key    string // of its history in storage
 	guards *guards
 
-	// olderKey is where version 0.1.0 stored the history, which did not tell
-	// upstreams apart; "" if it is the same. The first member to join sets it.
-	olderKey string
-
 	// epoch is what a token must name to be handed out. It is written under mu, and
 	// read without.
 	epoch atomic.Int64
@@ -92,9 +88,6 @@ type history struct {
 	// common, whatever is undone, lost or written late. It is 0 before the first.
 	Epoch int64
 
-	// ByUpstream is set in what is stored since upstreams are told apart.
-	ByUpstream bool
-
 	// Forced holds the calls of the last 24 hours that took effect or may have, in
 	// the order in which they were begun.
 	Forced []forcedCall
@@ -103,41 +96,40 @@ type history struct {
 // forcedCall is one forced refresh.
 type forcedCall struct {
 	At    time.Time // when it reached WeChat at the latest
-	Epoch int64     // the one it began; 0 if version 0.1.0 has written it
+	Epoch int64     // the one it began
 }
 
-// storedHistory is a history in storage. Version 0.1.0 reads it, too: it knows no
-// epochs of calls, and writes none.
+// storedHistory is a history in storage.
 type storedHistory struct {
-	Version    int         `json:"version"`
-	Epoch      int64       `json:"epoch"`
-	ByUpstream bool        `json:"by_upstream"`
-	Forced     []time.Time `json:"forced"`
-	Epochs     []int64     `json:"epochs"` // of the calls in Forced
+	Version int         `json:"version"`
+	Epoch   int64       `json:"epoch"`
+	Forced  []time.Time `json:"forced"`
+	Epochs  []int64     `json:"epochs"` // of the calls in Forced
 }
 
 // MarshalJSON makes what is stored.
 func (h history) MarshalJSON() ([]byte, error) {
-	stored := storedHistory{Version: h.Version, Epoch: h.Epoch, ByUpstream: h.ByUpstream}
+	stored := storedHistory{Version: h.Version, Epoch: h.Epoch}
 	for _, f := range h.Forced {
 		stored.Forced, stored.Epochs = append(stored.Forced, f.At), append(stored.Epochs, f.Epoch)
 	}
 	return json.Marshal(stored)
 }
 
-// UnmarshalJSON reads what is stored.
+// UnmarshalJSON reads what is stored. A history whose calls have no epochs was stored
+// before the first release: it is read as the zero history.
 func (h *history) UnmarshalJSON(raw []byte) error {
 	var stored storedHistory
 	if err := json.Unmarshal(raw, &stored); err != nil {
 		return err
 	}
-	*h = history{Version: stored.Version, Epoch: stored.Epoch, ByUpstream: stored.ByUpstream}
+	*h = history{}
+	if len(stored.Epochs) != len(stored.Forced) {
+		return nil
+	}
+	h.Version, h.Epoch = stored.Version, stored.Epoch
 	for i, at := range stored.Forced {
-		f := forcedCall{At: at}
-		if len(stored.Epochs) == len(stored.Forced) {
-			f.Epoch = stored.Epochs[i]
-		}
-		h.Forced = append(h.Forced, f)
+		h.Forced = append(h.Forced, forcedCall{At: at, Epoch: stored.Epochs[i]})
 	}
 	return nil
 }
@@ -153,23 +145,18 @@ func historyKey(cfg *config) string {
 	return storageKey(rotationPrefix, name)
 }
 
-// olderHistoryKey is where version 0.1.0 stored it.
-func olderHistoryKey(cfg *config) string {
-	return storageKey(rotationPrefix, url.PathEscape(cfg.AppID))
-}
-
 // trimmed returns the history as it is stored: with the latest calls that WeChat's limits
 // are about, whatever the clock says of their age. A clock that is wrong for a while must
 // not have them forgotten.
 func (h history) trimmed() history {
-	h.Version, h.ByUpstream = schemaVersion, true
+	h.Version = schemaVersion
 	h.Forced = slices.Clone(h.Forced[max(0, len(h.Forced)-forcedPerDay):])
 	return h
 }
 
 // pruned returns the history without what is older than a day.
 func (h history) pruned(now time.Time) history {
-	h.Version, h.ByUpstream = schemaVersion, true
+	h.Version = schemaVersion
 	h.Forced = slices.DeleteFunc(slices.Clone(h.Forced), func(f forcedCall) bool {
 		return now.Sub(f.At).Abs() >= day // a day ahead is of a clock that was wrong altogether
 	})
@@ -233,15 +220,11 @@ type appids struct {
 // join returns the appid of a configuration, of which the account of this name is a
 // member from now on. leave has to follow.
 func (all *appids) join(cfg *config, name string, wake func()) *appid {
-	key, older := historyKey(cfg), olderHistoryKey(cfg)
-	if key == older {
-		older = ""
-	}
-	return all.enter(key, older, name, wake)
+	return all.enter(historyKey(cfg), name, wake)
 }
 
-// enter is join for who knows the keys.
-func (all *appids) enter(key, olderKey, name string, wake func()) *appid {
+// enter is join by the key.
+func (all *appids) enter(key, name string, wake func()) *appid {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	ap := all.all[key]
@@ -254,9 +237,6 @@ func (all *appids) enter(key, olderKey, name string, wake func()) *appid {
 	}
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
-	if olderKey != "" && ap.olderKey == "" {
-		ap.olderKey = olderKey
-	}
 	ap.remove(name)
 	ap.members = append(ap.members, member{name, wake})
 	return ap
@@ -290,7 +270,7 @@ func (all *appids) find(key string) *appid {
 // sweep removes the history at key from storage if no account in memory has its appid
 // and nothing in it is younger than a day.
 func (all *appids) sweep(ctx context.Context, s logical.Storage, key string) error {
-	ap := all.enter(key, "", sweeper, func() {})
+	ap := all.enter(key, sweeper, func() {})
 	defer all.leave(ap, sweeper)
 	// Whoever joins meanwhile waits for this lock, and then finds what is left.
 	if err := ap.storing.Acquire(ctx, 1); err != nil {
@@ -317,10 +297,7 @@ func (ap *appid) renew(ctx context.Context, s logical.Storage, name string) erro
 	}
 	defer ap.storing.Release(1)
 	var h history
-	found, err := readEntry(ctx, s, ap.key, &h)
-	if err == nil && !found && ap.olderKey != "" {
-		_, err = readEntry(ctx, s, ap.olderKey, &h)
-	}
+	_, err := readEntry(ctx, s, ap.key, &h)
 	switch {
 	case !errors.Is(err, errUnreadable):
 		return err
@@ -370,11 +347,8 @@ func (ap *appid) load(ctx context.Context, s logical.Storage) error {
 	if done {
 		return nil
 	}
-	var h, older history
+	var h history
 	found, err := readEntry(ctx, s, ap.key, &h)
-	if err == nil && !found && ap.olderKey != "" {
-		_, err = readEntry(ctx, s, ap.olderKey, &older)
-	}
 	if err != nil {
 		return err
 	}
@@ -388,8 +362,9 @@ func (ap *appid) load(ctx context.Context, s logical.Storage) error {
 	if ap.unstored {
 		return nil // what was noticed here since counts for more
 	}
-	if older.Version != 0 && !older.ByUpstream {
-		h, ap.unstored = older, true // from now on it is this upstream's own
+	if found && h.Version == 0 {
+		// The calls that it held may have killed any token: WeChat is asked.
+		h.Epoch, ap.unstored = newEpoch(), true
 	}
 	if h.restore(recorded, wallClock()) {
 		ap.unstored = true

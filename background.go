@@ -242,7 +242,7 @@ func (k *keeper) settle(ctx context.Context, s logical.Storage, g *guard) error 
 	if k.appids.guards.needed() {
 		return errPending
 	}
-	ap := k.appids.enter(g.Key, "", sweeper, func() {})
+	ap := k.appids.enter(g.Key, sweeper, func() {})
 	defer k.appids.leave(ap, sweeper)
 	if !ap.storing.TryAcquire(1) {
 		return errPending

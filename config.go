@@ -45,7 +45,7 @@ type config struct {
 
 	// Credentials changes with what WeChat is asked with: a token that names it shows
 	// that WeChat has accepted that.
-	Credentials string `json:"credentials,omitempty"`
+	Credentials string `json:"credentials"`
 
 	AppID          string        `json:"appid"`
 	Secret         string        `json:"secret"`
@@ -430,6 +430,7 @@ func loadConfig(ctx context.Context, s logical.Storage, name string) (*config, e
 	if err != nil || !found {
 		return nil, err
 	}
+	cfg.Credentials = cmp.Or(cfg.Credentials, cfg.ID) // which the first entries have not
 	return cfg, nil
 }
 

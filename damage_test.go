@@ -147,27 +147,6 @@ func TestAHistoryThatCannotBeReadGoesWithTheLastAccountOfItsAppID(t *testing.T) 
 	}
 }
 
-// So does one of version 0.1.0-dev, which did not tell upstreams apart.
-func TestAnOlderHistoryThatCannotBeReadHasAWayOut(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("a", nil)
-		m.close()
-		older := olderHistoryKey(account1Config())
-		require.NotEqual(t, older, historyKey(account1Config()))
-		require.NoError(t, m.storage.Delete(t.Context(), historyKey(account1Config())))
-		m.put(older, unreadableEntries["damaged"].value)
-		m.open()
-		_, text := m.refused(logical.ReadOperation, "token/a", nil)
-		require.Contains(t, text, older)
-		m.ok(logical.DeleteOperation, "config/a", nil)
-		m.write("a", nil)
-		m.read("a")
-		m.ok(logical.UpdateOperation, "rotate/a", nil)
-		m.reopen()
-		require.Equal(t, forcedPerDay-1, m.statusOf("a")["rotations_remaining"])
-	})
-}
-
 func TestAnAppIDWithTwoDotsIsAnAppID(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		for _, appid := range []string{"wx..0123", "../../config/demo", ".."} {

@@ -91,7 +91,7 @@ func TestStatusOfManyAccountsInOneCall(t *testing.T) {
 			name := fmt.Sprintf("team-%d/app-%05d", i%7, i)
 			names = append(names, name)
 			cfg.ID, cfg.AppID = fmt.Sprint(i), fmt.Sprintf("wx%d", i)
-			tok.AccountID = cfg.ID
+			tok.AccountID, tok.Credentials = cfg.ID, cfg.ID
 			require.NoError(t, storeConfig(t.Context(), m.storage, name, cfg))
 			require.NoError(t, writeEntry(t.Context(), m.storage, tokenPrefix+name, tok))
 		}

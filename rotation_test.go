@@ -651,53 +651,6 @@ func TestAClockThatWasSetBackBlocksNobodyAndLosesNoCount(t *testing.T) {
 	})
 }
 
-// Version 0.1.0 did not tell upstreams apart, and stored plain times.
-func TestTheHistoryOfAnOlderVersionIsTakenOver(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		leaked := m.read("demo")["access_token"]
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.close()
-		// As that version left it: numbered epochs, and a revocation that names none.
-		tok, err := readToken(t.Context(), m.storage, "demo")
-		require.NoError(t, err)
-		tok.Epoch = 7
-		require.NoError(t, writeEntry(t.Context(), m.storage, "token/demo", tok))
-		require.NoError(t, writeEntry(t.Context(), m.storage, rotationPrefix+testAppID, map[string]any{
-			"version": 1, "epoch": 7, "forced": []time.Time{time.Now(), time.Now()},
-		}))
-		require.NoError(t, m.storage.Delete(t.Context(), historyKey(account1Config())))
-		for _, key := range m.stored() {
-			if id, ok := strings.CutPrefix(key, framework.WALPrefix); ok && !slices.Contains(m.walEntries(), id) {
-				require.NoError(t, framework.DeleteWAL(t.Context(), m.storage, id)) // it kept no such records
-			}
-		}
-		all, err := readRevocations(t.Context(), m.storage, m.walEntries())
-		require.NoError(t, err)
-		require.Len(t, all, 1)
-		require.NoError(t, all[0].withdraw(t.Context(), m.storage))
-		all[0].Epoch = 0
-		require.NoError(t, all[0].announce(t.Context(), m.storage))
-		calls := m.calls()
-		m.open()
-		require.Equal(t, tok.AccessToken, m.read("demo")["access_token"])
-		require.Equal(t, calls, m.calls(), "the token is good by the epoch of then")
-		require.Equal(t, 18, m.statusOf("demo")["rotations_remaining"])
-		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
-		m.ticks(3)
-		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
-		require.Equal(t, 17, m.statusOf("demo")["rotations_remaining"])
-		require.NotEqual(t, leaked, m.read("demo")["access_token"])
-
-		// What is stored since is of one upstream, and no other takes it over.
-		m.write("elsewhere", map[string]any{"base_url": "http://localhost:80"})
-		require.Equal(t, 18, m.statusOf("elsewhere")["rotations_remaining"], "the old entry is still there, for whoever has not taken it over yet")
-		require.NoError(t, writeEntry(t.Context(), m.storage, rotationPrefix+testAppID, m.history()))
-		m.write("other", map[string]any{"base_url": "http://127.0.0.3:80"})
-		require.Equal(t, forcedPerDay, m.statusOf("other")["rotations_remaining"])
-	})
-}
-
 func TestAClockSetForwardBringsNoForcedCallTooSoon(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

@@ -49,7 +49,7 @@ func (f fleet) store(tb testing.TB, s logical.Storage, left time.Duration) {
 	tok := &token{Version: schemaVersion, RotatedAt: end.Add(-maxLifetime), ExpireTime: end}
 	for i := range int(f) {
 		cfg.ID, cfg.AppID = fmt.Sprintf("%026d", i), f.appID(i)
-		tok.AccountID, tok.AccessToken = cfg.ID, f.token(i)
+		tok.AccountID, tok.Credentials, tok.AccessToken = cfg.ID, cfg.ID, f.token(i)
 		require.NoError(tb, storeConfig(tb.Context(), s, f.name(i), cfg))
 		require.NoError(tb, writeEntry(tb.Context(), s, tokenPrefix+f.name(i), tok))
 	}

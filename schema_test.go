@@ -1,12 +1,14 @@
 package wechat
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -35,11 +37,14 @@ func (m *mount) holdSchema(folder string) {
 	}
 }
 
-// Whatever an earlier version has written is read, and used without a call of WeChat.
+// Whatever a release has written is read, and used without a call of WeChat.
 func TestEveryEarlierSchemaIsRead(t *testing.T) {
 	folders, err := os.ReadDir(schemas)
 	require.NoError(t, err)
 	for _, folder := range folders {
+		if folder.Name() == "v0.1.0" {
+			continue // it was never released
+		}
 		t.Run(folder.Name(), func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.close()
@@ -72,26 +77,48 @@ func TestEveryEarlierSchemaIsRead(t *testing.T) {
 	}
 }
 
-// Version 0.1.0 reads what is written today: whoever goes back to it finds the tokens,
-// and how many forced refreshes were made.
-func TestTheFirstVersionReadsAHistoryOfToday(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", nil)
-		var then struct { // as that version had it
-			Version int         `json:"version"`
-			Epoch   int         `json:"epoch"`
-			Forced  []time.Time `json:"forced"`
-		}
-		require.NoError(t, json.Unmarshal(mustGet(m, historyKey(account1Config())).Value, &then))
-		require.Equal(t, 1, then.Version)
-		require.Len(t, then.Forced, 1)
-		var tok struct {
-			Epoch int `json:"epoch"`
-		}
-		require.NoError(t, json.Unmarshal(mustGet(m, "token/demo").Value, &tok))
-		require.Equal(t, then.Epoch, tok.Epoch, "by which the token is good")
-	})
+// Builds before the first release counted epochs from 1, told no upstreams apart and noted
+// no credentials. Of what they wrote the account is read; WeChat is asked for its token.
+func TestEntriesOfBeforeTheFirstReleaseAreReplaced(t *testing.T) {
+	for name, sameKey := range map[string]bool{"where the history is today": true, "where no history is today": false} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.close()
+				m.holdSchema("v0.1.0")
+				var cfg config
+				require.NoError(t, json.Unmarshal(mustGet(m, "config/team/shop").Value, &cfg))
+				older := mustGet(m, "rotation/"+cfg.AppID)
+				if sameKey { // as at WeChat itself
+					older.Key = historyKey(&cfg)
+					require.NoError(t, m.storage.Put(t.Context(), older))
+				}
+				require.NoError(t, m.storage.Delete(t.Context(), "wal/1ddbce57-66b8-cc55-0402-2da19412ff54"))
+				old := mustGet(m, "token/team/shop")
+				old.Value = bytes.Replace(old.Value, []byte(`"epoch":1`), []byte(`"epoch":0`), 1) // the answer of that call was lost
+				require.NoError(t, m.storage.Put(t.Context(), old))
+				time.Sleep(time.Until(cfg.SecretSetTime.Add(10 * time.Second)))
+				m.open()
+
+				m.read("team/shop")
+				require.Equal(t, 1, m.calls())
+				require.Equal(t, forcedPerDay, m.statusOf("team/shop")["rotations_remaining"])
+				require.NotEqual(t, old.Value, mustGet(m, "token/team/shop").Value)
+				time.Sleep(startHoldOff)
+				synctest.Wait()
+				entry, err := m.storage.Get(t.Context(), older.Key)
+				require.NoError(t, err)
+				if sameKey {
+					require.NotEqual(t, older.Value, entry.Value)
+				} else {
+					require.Nil(t, entry)
+				}
+				token := m.read("team/shop")["access_token"]
+				m.reopen()
+				require.Equal(t, token, m.read("team/shop")["access_token"])
+				require.Equal(t, 1, m.calls(), "what replaced them is read")
+			})
+		})
+	}
 }
 
 func TestANewerSchemaIsAClearErrorForItsAccountOnly(t *testing.T) {

@@ -38,7 +38,7 @@ type token struct {
 	Epoch int64 `json:"epoch"`
 
 	// Credentials is the config.Credentials that WeChat accepted last.
-	Credentials string `json:"credentials,omitempty"`
+	Credentials string `json:"credentials"`
 
 	// Forced counts how often the account's token was replaced by force.
 	Forced int `json:"forced"`
@@ -158,11 +158,12 @@ func (g *tokenAnswer) check() error {
 // the second.
 func (g *tokenAnswer) end() time.Time { return g.asked.Add(g.lifetime).UTC().Truncate(time.Second) }
 
-// readToken returns the stored token, nil if there is none.
+// readToken returns the stored token, nil if there is none. One without Credentials was
+// stored before the first release: the next answer of WeChat replaces it.
 func readToken(ctx context.Context, s logical.Storage, name string) (*token, error) {
 	t := &token{}
 	found, err := readEntry(ctx, s, storageKey(tokenPrefix, name), t)
-	if err != nil || !found {
+	if err != nil || !found || t.Credentials == "" {
 		return nil, err
 	}
 	return t, nil

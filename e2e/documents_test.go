@@ -115,14 +115,6 @@ var executed = []executedPage{
 		d.account(t, "team-a/shop", "wx0123456789abcdef")
 	}},
 	{"docs/release.md", func(t *testing.T, d *documents) { d.release(t, "v1.2.3") }},
-	{"CONTRIBUTING.md", func(t *testing.T, d *documents) {
-		d.mount(t)
-		d.account(t, "demo", "wx0123456789abcdef")
-		// Without a terminal curl shows its progress.
-		must(t, os.WriteFile(filepath.Join(d.home, ".curlrc"), []byte("silent\n"), 0o600))
-		d.replaced = strings.NewReplacer("http://127.0.0.1:44087", d.url)
-		d.ahead("vault write -force wechat/refresh/demo", func(t *testing.T) { d.rests(t, "demo") })
-	}},
 	{"examples/policies/every-team.hcl", func(t *testing.T, d *documents) { d.mount(t) }},
 	{"examples/policies/wrapped.hcl", func(t *testing.T, d *documents) {
 		d.mount(t)
@@ -183,15 +175,13 @@ const documentsSecret = "c0ffee00c0ffee00c0ffee00c0ffee00"
 // platform with their accounts, and a folder with the plugin's binary in bin/.
 type documents struct {
 	*engine
-	dir  string
-	home string   // of the shell
-	env  []string // of the shell, besides what every page has
-	cd   string   // where the shell is to go before its next command; "" to stay
-	// replaced are what a page's commands name and what a run has in its place.
-	replaced *strings.Replacer
-	hooks    map[string][]func(t *testing.T) // called before a command: one for each time that it is shown
-	built    map[string]vaulttest.Plugin     // by version
-	tokens   map[string]string               // by the policy that they have
+	dir    string
+	home   string                          // of the shell
+	env    []string                        // of the shell, besides what every page has
+	cd     string                          // where the shell is to go before its next command; "" to stay
+	hooks  map[string][]func(t *testing.T) // called before a command: one for each time that it is shown
+	built  map[string]vaulttest.Plugin     // by version
+	tokens map[string]string               // by the policy that they have
 }
 
 func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
@@ -218,7 +208,7 @@ func TestTheDocumentsCommandsDoAsTheyShow(t *testing.T) {
 			d.provide(t, wechat.Version)                           // as a build has it that names no other
 			d.hooks = map[string][]func(t *testing.T){}
 			d.ClearFaults()
-			d.home, d.env, d.cd, d.replaced = t.TempDir(), nil, "", strings.NewReplacer()
+			d.home, d.env, d.cd = t.TempDir(), nil, ""
 			e.before(t, d)
 			t.Cleanup(func() { must(t, d.vault.Sys().Unmount(d.path)) })
 			d.execute(t, e.page)
@@ -441,7 +431,7 @@ func (d *documents) execute(t *testing.T, page string) {
 			}
 			_, _ = sh.run(t, "VAULT_TOKEN="+d.tokenOf(t, c.role))
 			command, done := d.filledIn(t, c.text)
-			output, status := sh.run(t, d.replaced.Replace(command))
+			output, status := sh.run(t, command)
 			done()
 			if failed := len(c.output) > 0 && strings.HasPrefix(c.output[0], "Error"); failed != (status != 0) {
 				t.Errorf("%s: the command of %q ended with %d:\n$ %s\n%s", page, c.role, status, c.text, strings.Join(output, "\n"))

@@ -72,7 +72,7 @@ func (k *keeper) configureOnce(ctx context.Context, s logical.Storage, name stri
 			return nil, err
 		}
 		if answer.outside {
-			a.metrics.refreshes.outside.Inc()
+			a.metrics.refreshes["outside"].Inc()
 		}
 	}
 	done := &configured{appid: ap}

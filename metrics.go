@@ -10,38 +10,43 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics counts what happens on a mount, from its start on. Whoever counts may hold
-// any lock: counting takes no other, and never waits. What a mount is like at one
-// moment is not counted here but looked at when somebody asks, see path_metrics.go.
+// metrics counts what happens on a mount, from its start on. Counting never waits, so it
+// is done under any lock. What a mount is like at one moment is looked at when the
+// metrics are read, see path_metrics.go.
 //
 // Labels hold names of accounts, errcodes, and words of this package: never anything
 // that a secret, a token, a request ID or an IP could be part of.
 type metrics struct {
 	registry *prometheus.Registry // of this mount alone
 
-	// reads are the reads of tokens, by what came of them. Nearly every request is a
-	// cached one: it costs one atomic addition.
-	reads struct{ cached, fetched, failed, unknown prometheus.Counter }
+	reads      results // of tokens
+	reports    results // of tokens that applications say are rejected
+	refreshes  results // normal calls that the engine makes for itself, not to verify a write
+	forced     results // refreshes
+	signatures results
 
-	// reports are the tokens reported as rejected, by what came of it.
-	reports struct{ changed, unchanged, failed, unknown prometheus.Counter }
-
-	// refreshes are the normal calls for a token that the engine made for itself, by
-	// what came of them. Of those that verify a write, which are none, they have what
-	// somebody outside has replaced.
-	refreshes struct{ replaced, outside, confirmed, failed prometheus.Counter }
-
-	// forced are the forced refreshes, by what came of them.
-	forced struct{ replaced, same, lost, refused, limited, prevented prometheus.Counter }
-
-	exchanges  exchangeCounters
-	signatures struct{ signed, failed, unknown prometheus.Counter }
-
+	exchanges     exchangeCounters
 	eventsDropped prometheus.Counter
 
 	calls           *prometheus.CounterVec   // of WeChat, by api, result and errcode
 	durations       *prometheus.HistogramVec // of those calls, by api
 	storageFailures *prometheus.CounterVec   // by operation
+}
+
+// results are the counters of one metric, by its label result. That of a cached read
+// costs one look-up and one atomic addition.
+type results map[string]prometheus.Counter
+
+// count counts a request about an account by what came of it. known says that there is
+// the account.
+func (r results) count(known bool, err error, result string) {
+	switch {
+	case err != nil:
+		result = "failed"
+	case !known:
+		result = "unknown"
+	}
+	r[result].Inc()
 }
 
 // exchangeCounters count the logins that applications have made with the AppSecret.
@@ -82,22 +87,16 @@ var callBuckets = []float64{.025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 func newMetrics() *metrics {
 	m := &metrics{registry: prometheus.NewRegistry()}
 
-	reads := m.counters("token_reads_total", "Reads of token/, by result: cached (from memory), fetched (waited for WeChat or storage), failed, unknown (no such account).", "result")
-	m.reads.cached, m.reads.fetched = reads.WithLabelValues("cached"), reads.WithLabelValues("fetched")
-	m.reads.failed, m.reads.unknown = reads.WithLabelValues("failed"), reads.WithLabelValues("unknown")
-
-	reports := m.counters("reports_total", "Tokens that applications reported as rejected, by result: changed (there is another token), unchanged (WeChat still accepts it), failed, unknown (no such account).", "result")
-	m.reports.changed, m.reports.unchanged = reports.WithLabelValues("changed"), reports.WithLabelValues("unchanged")
-	m.reports.failed, m.reports.unknown = reports.WithLabelValues("failed"), reports.WithLabelValues("unknown")
-
-	refreshes := m.counters("refreshes_total", "Normal refreshes, by result: replaced (a new token), outside (a new token long before the old one's end: another caller forces; also where a verified write of config/ finds it), confirmed (the same token), failed.", "result")
-	m.refreshes.replaced, m.refreshes.outside = refreshes.WithLabelValues("replaced"), refreshes.WithLabelValues("outside")
-	m.refreshes.confirmed, m.refreshes.failed = refreshes.WithLabelValues("confirmed"), refreshes.WithLabelValues("failed")
-
-	forced := m.counters("forced_refreshes_total", "Forced refreshes, by result: replaced (a new token), same (WeChat handed out the old one), lost (what became of it is not known), refused (it certainly did nothing), limited (spacing or budget forbade it), prevented (it was not made: storage failed, or a normal call that had to come first).", "result")
-	m.forced.replaced, m.forced.same = forced.WithLabelValues("replaced"), forced.WithLabelValues("same")
-	m.forced.lost, m.forced.refused = forced.WithLabelValues("lost"), forced.WithLabelValues("refused")
-	m.forced.limited, m.forced.prevented = forced.WithLabelValues("limited"), forced.WithLabelValues("prevented")
+	m.reads = m.results("token_reads_total", "Reads of token/, by result: cached (from memory), fetched (waited for WeChat or storage), failed, unknown (no such account).",
+		"cached", "fetched", "failed", "unknown")
+	m.reports = m.results("reports_total", "Tokens that applications reported as rejected, by result: changed (there is another token), unchanged (WeChat still accepts it), failed, unknown (no such account).",
+		"changed", "unchanged", "failed", "unknown")
+	m.refreshes = m.results("refreshes_total", "Normal refreshes, by result: replaced (a new token), outside (a new token long before the old one's end: another caller forces; also where a verified write of config/ finds it), confirmed (the same token), failed.",
+		"replaced", "outside", "confirmed", "failed")
+	m.forced = m.results("forced_refreshes_total", "Forced refreshes, by result: replaced (a new token), same (WeChat handed out the old one), lost (what became of it is not known), refused (it certainly did nothing), limited (spacing or budget forbade it), prevented (it was not made: storage failed, or a normal call that had to come first).",
+		"replaced", "same", "lost", "refused", "limited", "prevented")
+	m.signatures = m.results("signatures_total", "Signatures asked of sign/, by result: signed, failed, unknown (no such account).",
+		"signed", "failed", "unknown")
 
 	m.exchanges.answered = m.counters("exchanges_total", "Requests of code2session/ and oauth2/ that were not turned away, by api and result: ok, cancelled, or the class of what went wrong. Those answered without asking WeChat count, too.", "api", "result")
 	m.exchanges.inFlight = prometheus.NewGauge(prometheus.GaugeOpts{Name: metricPrefix + "exchanges_in_flight", Help: "Exchanges that are at WeChat right now."})
@@ -108,10 +107,6 @@ func newMetrics() *metrics {
 			m.exchanges.answered.WithLabelValues(string(a), string(c))
 		}
 	}
-
-	signatures := m.counters("signatures_total", "Signatures asked of sign/, by result: signed, failed, unknown (no such account).", "result")
-	m.signatures.signed, m.signatures.failed = signatures.WithLabelValues("signed"), signatures.WithLabelValues("failed")
-	m.signatures.unknown = signatures.WithLabelValues("unknown")
 
 	m.eventsDropped = m.counter("events_dropped_total", "Events that were not sent because too many were waiting.")
 
@@ -144,6 +139,14 @@ func (m *metrics) counters(name, help string, labels ...string) *prometheus.Coun
 	return v
 }
 
+func (m *metrics) results(name, help string, all ...string) results {
+	vec, r := m.counters(name, help, "result"), results{}
+	for _, result := range all {
+		r[result] = vec.WithLabelValues(result)
+	}
+	return r
+}
+
 func (m *metrics) counter(name, help string) prometheus.Counter {
 	c := prometheus.NewCounter(prometheus.CounterOpts{Name: metricPrefix + name, Help: help})
 	m.registry.MustRegister(c)
@@ -156,71 +159,30 @@ func (m *metrics) called(c observedCall) {
 	m.durations.WithLabelValues(string(c.api)).Observe(c.duration.Seconds())
 }
 
-// read counts a read of a token. cached says that memory answered it, known that there
-// is the account.
-func (m *metrics) read(cached, known bool, err error) {
-	switch {
-	case err != nil:
-		m.reads.failed.Inc()
-	case cached:
-		m.reads.cached.Inc()
-	case known:
-		m.reads.fetched.Inc()
-	default:
-		m.reads.unknown.Inc()
-	}
-}
-
-// signed counts a request for a signature, as read does.
-func (m *metrics) signed(known bool, err error) {
-	switch {
-	case err != nil:
-		m.signatures.failed.Inc()
-	case known:
-		m.signatures.signed.Inc()
-	default:
-		m.signatures.unknown.Inc()
-	}
-}
-
-// reported counts a report of a rejected token.
-func (m *metrics) reported(known, changed bool, err error) {
-	switch {
-	case err != nil:
-		m.reports.failed.Inc()
-	case !known:
-		m.reports.unknown.Inc()
-	case changed:
-		m.reports.changed.Inc()
-	default:
-		m.reports.unchanged.Inc()
-	}
-}
-
 // refreshed counts a normal refresh that brought a token. outside says that it shows a
-// replacement by somebody outside.
+// replacement from outside.
 func (m *metrics) refreshed(changed, outside bool) {
 	switch {
 	case outside:
-		m.refreshes.outside.Inc()
-	case !changed:
-		m.refreshes.confirmed.Inc()
+		m.refreshes["outside"].Inc()
+	case changed:
+		m.refreshes["replaced"].Inc()
 	default:
-		m.refreshes.replaced.Inc()
+		m.refreshes["confirmed"].Inc()
 	}
 }
 
 // forcedTo counts a forced refresh that brought a token.
 func (m *metrics) forcedTo(changed bool) {
 	if changed {
-		m.forced.replaced.Inc()
+		m.forced["replaced"].Inc()
 	} else {
-		m.forced.same.Inc()
+		m.forced["same"].Inc()
 	}
 }
 
-// errcodeLabel is how an errcode is shown: whoever answers in WeChat's place must not
-// be able to make as many time series as there are numbers.
+// errcodeLabel is how an errcode is shown: a server in WeChat's place must not be able to
+// make as many time series as there are numbers.
 func errcodeLabel(a api, errcode int) string {
 	if errcode == 0 {
 		return errcodeNone

@@ -38,11 +38,7 @@ func (b *backend) metricsPaths() []*framework.Path {
 }
 
 func (b *backend) readMetrics(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
-	now := prometheus.NewRegistry()
-	if err := now.Register(mountCollector{b.keeper}); err != nil {
-		return nil, err
-	}
-	families, err := prometheus.Gatherers{b.keeper.metrics.registry, now}.Gather()
+	families, err := b.keeper.metrics.registry.Gather()
 	var text bytes.Buffer
 	for _, family := range families {
 		_, failed := expfmt.MetricFamilyToText(&text, family)
@@ -59,15 +55,14 @@ func (b *backend) readMetrics(context.Context, *logical.Request, *framework.Fiel
 }
 
 // maxListed is how many accounts of a mount have time series of their own: Prometheus
-// pays for each. Of the others there is a sum.
+// pays for each. The others are counted.
 const maxListed = 1000
 
 // stateUnloaded is the state of an account that is being loaded, or that storage does
 // not give.
 const stateUnloaded = "unloaded"
 
-// What a mount is like at one moment. The listed accounts are told one by one, the
-// unlisted ones together.
+// What a mount is like at one moment.
 var (
 	descBuild       = desc("build_info", "Always 1; the labels tell the plugin's version and the Go version that built it.", "version", "goversion")
 	descAccounts    = desc("accounts", "Accounts, by state; unloaded is one that storage has not given yet.", "state")
@@ -81,33 +76,41 @@ var (
 	descFailures  = desc("consecutive_failures", "Attempts to get or to store a token that failed since the last one that did not.", "account")
 	descBudget    = desc("forced_refreshes_remaining", "Forced refreshes left in the rolling 24 hours; accounts with the same appid share them.", "account")
 
-	descUnlisted          = desc("unlisted_accounts", "Accounts beyond the 1,000 that have time series of their own.")
-	descUnlistedRemaining = desc("unlisted_token_remaining_seconds", "The least of token_remaining_seconds among the unlisted accounts.")
-	descUnlistedSuccess   = desc("unlisted_last_success_timestamp_seconds", "The oldest of last_success_timestamp_seconds among the unlisted accounts.")
-	descUnlistedFailures  = desc("unlisted_consecutive_failures", "The sum of consecutive_failures of the unlisted accounts.")
-	descUnlistedBudget    = desc("unlisted_forced_refreshes_remaining", "The least of forced_refreshes_remaining among the unlisted accounts.")
+	descUnlisted = desc("unlisted_accounts", "Accounts beyond the 1,000 that have time series of their own.")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(metricPrefix+name, help, labels, nil)
 }
 
-// mountCollector collects what a mount is like when it is asked. It keeps nothing: an
-// account that was deleted is in no answer any more.
-type mountCollector struct{ keeper *keeper }
+func gauge(into chan<- prometheus.Metric, d *prometheus.Desc, value float64, labels ...string) {
+	into <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+}
 
 // Describe is for prometheus.Collector. It tells nothing in advance, since what is
 // collected depends on the accounts.
-func (m mountCollector) Describe(chan<- *prometheus.Desc) {}
+func (k *keeper) Describe(chan<- *prometheus.Desc) {}
 
-// Collect is for prometheus.Collector.
-func (m mountCollector) Collect(into chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
-		into <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
-	}
-	gauge(descBuild, 1, Version, runtime.Version())
+// Collect is for prometheus.Collector. It keeps nothing: an account that was deleted is in
+// no answer any more.
+func (k *keeper) Collect(into chan<- prometheus.Metric) {
 	now := wallClock()
-	all, revoking := m.keeper.portraits(now)
+	all, revoking := k.portraits(now)
+	gauge(into, descBuild, 1, Version, runtime.Version())
+	gauge(into, descRevocations, float64(revoking))
+	due, since := k.schedule.waiting()
+	gauge(into, descDue, float64(due))
+	lag := time.Duration(0)
+	if due > 0 {
+		lag = max(0, now.Sub(since))
+	}
+	gauge(into, descLag, lag.Seconds())
+	countAccounts(into, all)
+	listAccounts(into, all)
+}
+
+// countAccounts tells how many accounts there are of each state and error.
+func countAccounts(into chan<- prometheus.Metric, all []portrait) {
 	states := map[string]int{statePending: 0, stateHealthy: 0, stateDegraded: 0, stateFailing: 0, stateUnloaded: 0}
 	failed := map[class]int{}
 	for _, p := range all {
@@ -115,51 +118,34 @@ func (m mountCollector) Collect(into chan<- prometheus.Metric) {
 		failed[p.lastError]++
 	}
 	for state, n := range states {
-		gauge(descAccounts, float64(n), state)
+		gauge(into, descAccounts, float64(n), state)
 	}
 	for _, c := range classes {
-		gauge(descLastError, float64(failed[c]), string(c))
+		gauge(into, descLastError, float64(failed[c]), string(c))
 	}
-	gauge(descRevocations, float64(revoking))
-	due, since := m.keeper.schedule.waiting()
-	lag := time.Duration(0)
-	if due > 0 {
-		lag = max(0, now.Sub(since))
-	}
-	gauge(descDue, float64(due))
-	gauge(descLag, lag.Seconds())
+}
 
+// listAccounts tells of the accounts one by one, the worst first, and counts the rest.
+func listAccounts(into chan<- prometheus.Metric, all []portrait) {
 	all = slices.DeleteFunc(all, func(p portrait) bool { return p.state == stateUnloaded })
 	slices.SortFunc(all, portrait.compare)
-	listed, unlisted := all[:min(len(all), maxListed)], all[min(len(all), maxListed):]
+	listed := all[:min(len(all), maxListed)]
+	gauge(into, descUnlisted, float64(len(all)-len(listed)))
 	for _, p := range listed {
 		if p.state != statePending {
-			gauge(descRemaining, p.remaining.Seconds(), p.name)
+			gauge(into, descRemaining, p.remaining.Seconds(), p.name)
 		}
 		if !p.lastSuccess.IsZero() {
-			gauge(descSuccess, unixSeconds(p.lastSuccess), p.name)
+			gauge(into, descSuccess, unixSeconds(p.lastSuccess), p.name)
 		}
-		gauge(descFailures, float64(p.failures), p.name)
-		gauge(descBudget, float64(p.budget), p.name)
+		gauge(into, descFailures, float64(p.failures), p.name)
+		gauge(into, descBudget, float64(p.budget), p.name)
 	}
-	gauge(descUnlisted, float64(len(unlisted)))
-	if len(unlisted) == 0 {
-		return
-	}
-	rest := sum(unlisted)
-	if rest.state != statePending {
-		gauge(descUnlistedRemaining, rest.remaining.Seconds())
-	}
-	if !rest.lastSuccess.IsZero() {
-		gauge(descUnlistedSuccess, unixSeconds(rest.lastSuccess))
-	}
-	gauge(descUnlistedFailures, float64(rest.failures))
-	gauge(descUnlistedBudget, float64(rest.budget))
 }
 
 func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
-// portrait is what the metrics tell of one account, or of several together.
+// portrait is what the metrics tell of one account.
 type portrait struct {
 	name        string
 	state       string
@@ -200,32 +186,11 @@ func (k *keeper) portraits(now time.Time) (all []portrait, revoking int) {
 // severity says which states come first where there is no room for all.
 var severity = map[string]int{stateFailing: 0, stateDegraded: 1, stateHealthy: 2, statePending: 3}
 
-// compare puts the worst first. Accounts that are well are in the order of their
-// names, so that it is always the same ones that have time series.
+// compare puts the worst state first, and in it the fewest forced refreshes left. Accounts
+// that are well are in the order of their names: it is always the same ones that have time
+// series.
 func (p portrait) compare(other portrait) int {
-	c := cmp.Compare(severity[p.state], severity[other.state])
-	if c == 0 && p.state == stateDegraded {
-		c = cmp.Compare(p.remaining, other.remaining)
-	}
-	return cmp.Or(c, cmp.Compare(p.name, other.name))
-}
-
-// sum is several accounts in one: their worst state, the least and oldest of their
-// times, the least of their budgets, and all of their failures. There has to be one, and
-// the worst comes first.
-func sum(all []portrait) portrait {
-	rest := portrait{state: all[0].state, remaining: all[0].remaining, budget: all[0].budget}
-	for _, p := range all {
-		if p.state != statePending {
-			rest.remaining = min(rest.remaining, p.remaining)
-		}
-		if !p.lastSuccess.IsZero() && (rest.lastSuccess.IsZero() || p.lastSuccess.Before(rest.lastSuccess)) {
-			rest.lastSuccess = p.lastSuccess
-		}
-		rest.failures += p.failures
-		rest.budget = min(rest.budget, p.budget)
-	}
-	return rest
+	return cmp.Or(cmp.Compare(severity[p.state], severity[other.state]), cmp.Compare(p.budget, other.budget), cmp.Compare(p.name, other.name))
 }
 
 const metricsHelp = `

@@ -49,7 +49,11 @@ func (b *backend) refreshToken(ctx context.Context, req *logical.Request, data *
 		return logical.ErrorResponse("rejected_token is empty: write the token that WeChat rejected, or leave the field out to mean the current one"), nil
 	}
 	st, changed, err := b.keeper.report(ctx, req.Storage, name, rejected)
-	b.keeper.metrics.reported(st != nil, changed, err)
+	result := "unchanged"
+	if changed {
+		result = "changed"
+	}
+	b.keeper.metrics.reports.count(st != nil, err, result)
 	if err != nil {
 		return failureResponse(fmt.Sprintf("the token of account %q was not refreshed", name), err)
 	}

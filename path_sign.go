@@ -92,7 +92,7 @@ func (b *backend) sign(ctx context.Context, req *logical.Request, name, page str
 		return logical.ErrorResponse(err.Error()), nil
 	}
 	ts, st, now, err := b.keeper.ticket(ctx, req.Storage, name, jsapiTicket)
-	b.keeper.metrics.signed(st != nil, err)
+	b.keeper.metrics.signatures.count(st != nil, err, "signed")
 	if err != nil {
 		return failureResponse(fmt.Sprintf("no signature for account %q", name), err)
 	}

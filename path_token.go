@@ -64,11 +64,13 @@ func (b *backend) readToken(ctx context.Context, req *logical.Request, name stri
 			return logical.ErrorResponse(err.Error()), nil
 		}
 	}
+	result := "cached"
 	st, now, cached, err := b.keeper.readMemory(name)
 	if !cached {
+		result = "fetched"
 		st, now, err = b.keeper.readWaiting(ctx, b.keeper.metrics.watched(req.Storage), name)
 	}
-	b.keeper.metrics.read(cached, st != nil, err)
+	b.keeper.metrics.reads.count(st != nil, err, result)
 	if err != nil {
 		return failureResponse(fmt.Sprintf("no token for account %q", name), err)
 	}

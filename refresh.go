@@ -385,7 +385,7 @@ func (a *account) sendFailure(p *problem) {
 func (a *account) noteFailure(st *state, p *problem, begun time.Time) *state {
 	st = st.failed(p, begun, wallClock(), syncJitter())
 	a.setState(st)
-	a.metrics.refreshes.failed.Inc()
+	a.metrics.refreshes["failed"].Inc()
 	a.sendFailure(p)
 	a.log.Warn("no token from WeChat", append([]any{
 		"account", a.name, "appid", st.appID, "failures", st.failure.count, "next_attempt", timestamp(st.failure.next),

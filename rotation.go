@@ -21,7 +21,7 @@ var errNotBegun = errors.New("no forced refresh was begun")
 // notBegun counts a forced refresh that err prevents, and returns err with errNotBegun,
 // and what to do about it.
 func (c *common) notBegun(err error) error {
-	c.metrics.forced.prevented.Inc()
+	c.metrics.forced["prevented"].Inc()
 	advice := "try again"
 	if forbidsWrites(err) {
 		advice = adviceUnseal
@@ -67,7 +67,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 	f, err := ap.announce(ctx, s, by, epoch, cfg.RequestTimeout)
 	switch {
 	case problemOf(err) != nil: // the limits
-		a.metrics.forced.limited.Inc()
+		a.metrics.forced["limited"].Inc()
 		return nil, err
 	case err != nil:
 		a.publish(ctx, s, st, st.storedToken()) // if storage fails now, the background writes it later
@@ -76,7 +76,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 	sent := wallClock()
 	g, err := a.client.stableToken(a.ctx, cfg.endpoint(), true)
 	if problemOf(err).noEffect() {
-		a.metrics.forced.refused.Inc()
+		a.metrics.forced["refused"].Inc()
 		ap.undo(f)
 		withdrawGuard(ctx, s, f.guard)
 		undone := *st
@@ -88,7 +88,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 		err = g.check()
 	}
 	if err != nil {
-		a.metrics.forced.lost.Inc()
+		a.metrics.forced["lost"].Inc()
 		// The request may reach WeChat as long as it may take.
 		ap.end(f, sent.Add(cfg.RequestTimeout), nil)
 		if a.ctx.Err() != nil {

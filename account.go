@@ -272,10 +272,7 @@ func (a *account) publish(ctx context.Context, s logical.Storage, next *state, s
 	changed := published.token != nil && !cmp.Or(a.state.Load(), a.last).sameToken(&published)
 	a.setState(&published)
 	if changed {
-		a.events.send(event{
-			kind: eventTokenRotate, name: a.name, path: tokenPrefix + a.name, dataPath: tokenPrefix + a.name, modified: true,
-			more: []string{"expire_time", timestamp(published.token.ExpireTime)},
-		})
+		a.events.send(eventTokenRotate, tokenPrefix, a.name, "expire_time", timestamp(published.token.ExpireTime))
 	}
 	return &published
 }

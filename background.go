@@ -27,6 +27,7 @@ const (
 func (k *keeper) start(s logical.Storage) {
 	k.started.Do(func() {
 		holdOff := time.Now().Add(startHoldOff)
+		k.schedule.busy.Go(func() { k.events.run(k.ctx) })
 		k.schedule.busy.Go(func() {
 			k.loadAll(s)
 			close(k.loaded)

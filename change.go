@@ -85,7 +85,7 @@ func (k *keeper) configureOnce(ctx context.Context, s logical.Storage, name stri
 	if err != nil {
 		return nil, err
 	}
-	a.events.send(event{kind: eventConfigWrite, name: name, path: configPrefix + name, dataPath: configPrefix + name, modified: true})
+	a.events.send(eventConfigWrite, configPrefix, name)
 	return done, nil
 }
 
@@ -219,7 +219,7 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	a.endRevocation(ctx, s)
 	a.remove()
 	if begun {
-		a.events.send(event{kind: eventConfigDelete, name: name, path: configPrefix + name, modified: true})
+		a.events.send(eventConfigDelete, configPrefix, name)
 	}
 	return nil
 }

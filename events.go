@@ -3,7 +3,6 @@ package wechat
 import (
 	"context"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -31,78 +30,58 @@ const (
 	maxEvents = 1000
 )
 
-// events sends the events of a mount to its host, one after the other and beside
-// everything else: whoever has one goes on at once, whatever locks it holds. A host
-// that has no events refuses them, which is logged at trace level only.
+// events hands the events of a mount to its host, one after the other and beside
+// everything else. A host that has no events refuses them, which is logged at trace level
+// only.
 type events struct {
-	ctx     context.Context // ends with the mount, and with it the sending
 	log     hclog.Logger
 	sender  logical.EventSender
-	busy    *sync.WaitGroup
 	dropped prometheus.Counter
-
-	mu      sync.Mutex // guards what follows
-	waiting []event
-	sending bool
+	waiting chan func(context.Context)
 }
 
-// event is one event with Vault's conventional metadata. A subscriber has to have the
-// capability subscribe on path, and finds what the event is about at dataPath.
-type event struct {
-	kind           string
-	name           string // of the account
-	path, dataPath string // below the mount; dataPath is empty where there is nothing to read
-	modified       bool
-	more           []string // further metadata, in pairs
+func newEvents(log hclog.Logger, sender logical.EventSender, dropped prometheus.Counter) *events {
+	return &events{log, sender, dropped, make(chan func(context.Context), maxEvents)}
 }
 
-// send has the event sent.
-func (e *events) send(ev event) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	switch {
-	case e.ctx.Err() != nil:
-		return
-	case len(e.waiting) >= maxEvents:
+// send has an event of the account sent, with further metadata in pairs. It never waits:
+// the caller may hold any lock. A subscriber needs the capability subscribe on the path,
+// which is area and name, and finds there what the event is about.
+func (e *events) send(kind, area, name string, more ...string) {
+	metadata := append([]string{
+		logical.EventMetadataModified, strconv.FormatBool(kind != eventRefreshFail),
+		logical.EventMetadataOperation, kind,
+		logical.EventMetadataPath, area + name,
+		"name", name,
+	}, more...)
+	if kind != eventConfigDelete {
+		metadata = append(metadata, logical.EventMetadataDataPath, area+name)
+	}
+	one := func(ctx context.Context) {
+		if err := logical.SendEvent(ctx, e.sender, eventPrefix+kind, metadata...); err != nil {
+			e.log.Trace("an event was not sent", "type", kind, "account", name, "error", err)
+		}
+	}
+	select {
+	case e.waiting <- one:
+	default:
 		e.dropped.Inc()
-		return
-	}
-	e.waiting = append(e.waiting, ev)
-	if !e.sending {
-		e.sending = true
-		e.busy.Go(e.drain)
 	}
 }
 
-// drain sends what waits, until there is no more.
-func (e *events) drain() {
+// run sends what waits until ctx, the mount's, ends.
+func (e *events) run(ctx context.Context) {
 	for {
-		e.mu.Lock()
-		if len(e.waiting) == 0 || e.ctx.Err() != nil {
-			e.waiting, e.sending = nil, false
-			e.mu.Unlock()
+		var one func(context.Context)
+		select {
+		case <-ctx.Done():
+		case one = <-e.waiting:
+		}
+		if ctx.Err() != nil {
 			return
 		}
-		ev := e.waiting[0]
-		e.waiting = e.waiting[1:]
-		e.mu.Unlock()
-		ctx, cancel := context.WithTimeout(e.ctx, eventTimeout)
-		if err := logical.SendEvent(ctx, e.sender, eventPrefix+ev.kind, ev.metadata()...); err != nil {
-			e.log.Trace("an event was not sent", "type", ev.kind, "account", ev.name, "error", err)
-		}
+		bounded, cancel := context.WithTimeout(ctx, eventTimeout)
+		one(bounded)
 		cancel()
 	}
-}
-
-func (ev event) metadata() []string {
-	pairs := []string{
-		logical.EventMetadataModified, strconv.FormatBool(ev.modified),
-		logical.EventMetadataOperation, ev.kind,
-		logical.EventMetadataPath, ev.path,
-		"name", ev.name,
-	}
-	if ev.dataPath != "" {
-		pairs = append(pairs, logical.EventMetadataDataPath, ev.dataPath)
-	}
-	return append(pairs, ev.more...)
 }

@@ -128,12 +128,12 @@ func TestAHostThatIsStuckDelaysNothing(t *testing.T) {
 		m.write("demo", nil)
 		m.ok(logical.UpdateOperation, "rotate/demo", nil)
 		m.read("demo")
-		require.Equal(t, start, time.Now(), "nobody waits for it")
+		require.Equal(t, start, time.Now(), "no request waits for it")
 		synctest.Wait()
 		require.Equal(t, 1, stuck.begun, "one at a time")
 
 		for range maxEvents + 10 {
-			m.keeper.events.send(event{kind: eventTokenRotate, name: "demo", path: "token/demo"})
+			m.keeper.events.send(eventTokenRotate, tokenPrefix, "demo")
 		}
 		require.Equal(t, 12.0, m.measured()["wechat_events_dropped_total"], "two of the three were still waiting")
 		m.close() // does not wait for the host either
@@ -144,10 +144,16 @@ func TestAHostThatIsStuckDelaysNothing(t *testing.T) {
 
 func TestEventsAfterTheEndOfAMountAreNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := newKeeper(hclog.NewNullLogger(), &client{}, logical.NewMockEventSender(), func() bool { return true })
+		sent := logical.NewMockEventSender()
+		k := newKeeper(hclog.NewNullLogger(), &client{}, sent, func() bool { return true })
+		k.start(&logical.InmemStorage{})
+		synctest.Wait()
+		k.events.send(eventConfigWrite, configPrefix, "demo")
+		synctest.Wait()
+		require.Len(t, sent.Events, 1)
 		k.stop()
-		k.events.send(event{kind: eventConfigDelete, name: "demo", path: "config/demo"})
+		k.events.send(eventConfigDelete, configPrefix, "demo")
 		k.schedule.busy.Wait()
-		require.Empty(t, k.events.waiting)
+		require.Len(t, sent.Events, 1)
 	})
 }

@@ -43,7 +43,7 @@ func newKeeper(log hclog.Logger, c *client, sender logical.EventSender, writable
 	c.observe = k.metrics.called
 	k.metrics.registry.MustRegister(k)
 	k.ctx, k.cancel = context.WithCancel(context.Background())
-	k.events = &events{ctx: k.ctx, log: log, sender: sender, busy: &k.schedule.busy, dropped: k.metrics.eventsDropped}
+	k.events = newEvents(log, sender, k.metrics.eventsDropped)
 	return k
 }
 

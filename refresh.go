@@ -374,11 +374,11 @@ func (a *account) storeBound(ctx context.Context, s logical.Storage, st *state) 
 
 // sendFailure sends the event of an attempt that failed.
 func (a *account) sendFailure(p *problem) {
-	ev := event{kind: eventRefreshFail, name: a.name, path: statusPrefix + a.name, dataPath: statusPrefix + a.name, more: []string{"class", string(p.class)}}
+	more := []string{"class", string(p.class)}
 	if p.errcode != 0 {
-		ev.more = append(ev.more, "errcode", strconv.Itoa(p.errcode))
+		more = append(more, "errcode", strconv.Itoa(p.errcode))
 	}
-	a.events.send(ev)
+	a.events.send(eventRefreshFail, statusPrefix, a.name, more...)
 }
 
 // noteFailure is the state after an attempt that failed. The caller holds the lock.

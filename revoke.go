@@ -196,7 +196,7 @@ func (a *account) completeRevocation(ctx context.Context, s logical.Storage, st 
 		return
 	}
 	a.log.Info("revocation complete", "account", a.name, "appid", st.appID)
-	a.events.send(event{kind: eventRevocationComplete, name: a.name, path: statusPrefix + a.name, dataPath: statusPrefix + a.name, modified: true})
+	a.events.send(eventRevocationComplete, statusPrefix, a.name)
 	a.endRevocation(ctx, s)
 }
 

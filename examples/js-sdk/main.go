@@ -67,8 +67,8 @@ func (s *server) page(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// signature answers what wx.config wants. It signs the addresses of this site only:
-// whoever else asks has a page of their own in mind.
+// signature answers what wx.config wants. It signs the addresses of this site only,
+// so that no other site can have its pages signed.
 func (s *server) signature(w http.ResponseWriter, r *http.Request) {
 	address := r.URL.Query().Get("url")
 	if !strings.HasPrefix(address, s.origin+"/") {
@@ -83,7 +83,7 @@ func (s *server) signature(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	_ = json.NewEncoder(w).Encode(signed) // whoever is gone misses nothing
+	_ = json.NewEncoder(w).Encode(signed) // a client that is gone misses nothing
 }
 
 // signature is what wx.config wants, under its names.

@@ -3,7 +3,7 @@
 #
 #     vault write identity/entity name=shop-backend metadata=team=team-a policies=wechat-every-team
 #
-# Whoever may write an entity's metadata decides which tokens it can read: keep
+# A writer of an entity's metadata decides which tokens it can read: keep
 # identity/entity to the administrators. In Vault before 1.19.17, 1.20.11, 1.21.6
 # and 2.0.1 "+" as a team stands for all of them; later ones refuse "+" and "*" in
 # what a template renders.
@@ -16,7 +16,7 @@ path "wechat/refresh/{{identity.entity.metadata.team}}/*" {
   capabilities = ["update"]
 }
 
-# Whoever may list a level of status/ can list all levels below it, with recursive.
+# A right to list a level of status/ covers all levels below it, with recursive.
 path "wechat/status/{{identity.entity.metadata.team}}/*" {
   capabilities = ["read", "list"]
 }

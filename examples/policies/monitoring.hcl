@@ -1,6 +1,6 @@
 # Monitoring sees the health of every account, and never a token or a secret.
 
-# Whoever may list a level of status/ can list all levels below it, with recursive.
+# A right to list a level of status/ covers all levels below it, with recursive.
 path "wechat/status/*" {
   capabilities = ["read", "list"]
 }

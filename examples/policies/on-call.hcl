@@ -4,10 +4,10 @@
 #
 # An error of rotate/ or clear-quota/ may name WeChat's rid of a call that carried
 # the AppSecret, and with a token of the account a rid may open that call's record:
-# give nobody both these and token/. The same holds for config/, and for the server's
+# keep both from a reader of token/. The same holds for config/, and for the server's
 # log.
 
-# Whoever may list a level of status/ can list all levels below it, with recursive.
+# A right to list a level of status/ covers all levels below it, with recursive.
 path "wechat/status/*" {
   capabilities = ["read", "list"]
 }
@@ -26,7 +26,7 @@ path "wechat/config/*" {
   }
 }
 
-# The old token dies for everybody. WeChat allows this 20 times a day.
+# The old token dies for all its users. WeChat allows this 20 times a day.
 path "wechat/rotate/*" {
   capabilities = ["update"]
 }

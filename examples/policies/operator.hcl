@@ -9,7 +9,7 @@ path "wechat/config/*" {
 }
 
 # Is the account that was just written healthy?
-# Whoever may list a level of status/ can list all levels below it, with recursive.
+# A right to list a level of status/ covers all levels below it, with recursive.
 path "wechat/status/*" {
   capabilities = ["read", "list"]
 }

@@ -9,7 +9,7 @@ path "wechat/refresh/team-a/*" {
   capabilities = ["update"]
 }
 
-# Whoever may list a level of status/ can list all levels below it, with recursive.
+# A right to list a level of status/ covers all levels below it, with recursive.
 path "wechat/status/team-a/*" {
   capabilities = ["read", "list"]
 }

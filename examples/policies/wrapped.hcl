@@ -1,6 +1,6 @@
 # A pipeline that hands the token on, and need not see it: Vault gives it out
-# only wrapped, for at most five minutes. Who unwraps it first is the only one,
-# and the one it was meant for notices if that was somebody else.
+# only wrapped, for at most five minutes. It can be unwrapped once: a recipient whose
+# unwrapping fails knows that the token was taken on the way.
 #
 #     vault read -wrap-ttl=60s wechat/token/team-a/shop
 #

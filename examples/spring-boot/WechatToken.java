@@ -26,7 +26,7 @@ public class WechatToken {
     private final String mount;
     private final String account;
     private String token;
-    private long readAgain = System.nanoTime(); // on a clock that nobody sets
+    private long readAgain = System.nanoTime(); // on a clock that is never set
 
     public WechatToken(
             VaultOperations vault,

@@ -82,7 +82,7 @@ final class Tokens
     }
 }
 
-/** Seconds on a clock that nobody sets. */
+/** Seconds on a clock that is never set. */
 function now(): float
 {
     return hrtime(true) / 1e9;

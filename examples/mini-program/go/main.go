@@ -75,7 +75,7 @@ type shop struct {
 }
 
 // session is what is known of a user who has logged in. The session key stays here:
-// whoever has it can pass for WeChat.
+// its holder can pass for WeChat.
 type session struct {
 	openid, sessionKey string
 	ends               time.Time
@@ -333,6 +333,6 @@ func serve(answer func(context.Context, request) (any, error)) http.HandlerFunc 
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(result) // whoever is gone misses nothing
+		_ = json.NewEncoder(w).Encode(result) // a client that is gone misses nothing
 	}
 }

@@ -109,8 +109,8 @@ const account = new Account({
 });
 
 // What is known of those who have logged in, by the session's ID; with several
-// servers, in a store of theirs. The session key stays here: whoever has it can pass
-// for WeChat.
+// servers, in a store of theirs. The session key stays here: its holder can pass for
+// WeChat.
 const sessions = new Map();
 
 // login has Vault exchange the code of wx.login for the user's openid.

@@ -55,7 +55,6 @@ var executed = []executedPage{
 		d.mount(t)
 		d.account(t, "demo", "wx0123456789abcdef")
 	}},
-	{"docs/migrate.md", func(t *testing.T, d *documents) { d.mount(t) }},
 	{"docs/incidents.md", func(t *testing.T, d *documents) {
 		d.mount(t)
 		d.account(t, "demo", "wx0123456789abcdef")

@@ -1,6 +1,7 @@
 package wechat
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -56,38 +57,38 @@ func (b *backend) paths(area accountPath) []*framework.Path {
 	}
 	all := &framework.Path{
 		Pattern:         area.prefix + "?$",
+		Fields:          maps.Clone(listFields),
+		Operations:      map[logical.Operation]framework.OperationHandler{logical.ListOperation: b.listOperation(area, "")},
 		HelpSynopsis:    "List the accounts of this mount.",
 		HelpDescription: listHelp,
 		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 	}
-	callback, keyInfo := area.list, map[string]*framework.FieldSchema{}
-	all.Fields = maps.Clone(listFields)
-	if callback == nil {
-		callback = b.listAccounts
-	} else {
+	if area.list != nil {
 		all.Fields["recursive"] = recursiveField
-		keyInfo["key_info"] = &framework.FieldSchema{Type: framework.TypeMap, Description: "What is known of each name."}
 	}
 	maps.Copy(item.Fields, all.Fields)
-	list := func(suffix string) map[logical.Operation]framework.OperationHandler {
-		response := map[string]*framework.FieldSchema{
-			"keys": {Type: framework.TypeStringSlice, Description: "Names, and with a trailing slash the levels below."},
-		}
-		maps.Copy(response, keyInfo)
-		operation := &framework.PathOperation{
-			Callback:     callback,
-			Summary:      "List the accounts of a level.",
-			DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "list", OperationSuffix: area.noun + suffix},
-			Responses:    map[int][]framework.Response{http.StatusOK: {{Description: "The accounts", Fields: response}}},
-		}
-		if area.list != nil { // it tells more than storage has
-			operation = b.onActive(operation)
-		}
-		return map[logical.Operation]framework.OperationHandler{logical.ListOperation: operation}
-	}
-	all.Operations = list("")
-	maps.Copy(item.Operations, list("-below"))
+	item.Operations[logical.ListOperation] = b.listOperation(area, "-below")
 	return []*framework.Path{item, all}
+}
+
+// listOperation lists the names of a level, or what the area has to tell of each: that
+// only the active node knows.
+func (b *backend) listOperation(area accountPath, suffix string) *framework.PathOperation {
+	fields := map[string]*framework.FieldSchema{
+		"keys": {Type: framework.TypeStringSlice, Description: "Names, and with a trailing slash the levels below."},
+	}
+	operation := &framework.PathOperation{
+		Callback:     b.listAccounts,
+		Summary:      "List the accounts of a level.",
+		DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "list", OperationSuffix: area.noun + suffix},
+		Responses:    map[int][]framework.Response{http.StatusOK: {{Description: "The accounts", Fields: fields}}},
+	}
+	if area.list == nil {
+		return operation
+	}
+	fields["key_info"] = &framework.FieldSchema{Type: framework.TypeMap, Description: "What is known of each name."}
+	operation.Callback = area.list
+	return b.onActive(operation)
 }
 
 // onActive makes an operation the active node's. What other nodes have in memory is
@@ -123,13 +124,13 @@ func accountName(data *framework.FieldData) (string, error) {
 // slash.
 func listLevel(data *framework.FieldData) (string, error) {
 	if data.Schema["name"] == nil {
-		return "", nil // whatever the query says: policies are about paths
+		return "", nil // a name in the query does not count: policies are about paths
 	}
 	name := strings.TrimSuffix(data.Get("name").(string), "/")
 	return name + "/", checkName(name)
 }
 
-// listAccounts lists the names of one level of the accounts, whatever the area.
+// listAccounts lists the names of one level, the same in every area.
 func (b *backend) listAccounts(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
 	level, err := listLevel(data)
 	if err != nil {
@@ -157,8 +158,7 @@ func page(keys []string, data *framework.FieldData) []string {
 	return keys
 }
 
-// unknownAccount is the answer where a name is not configured, by whatever mistake.
-// It names the list of status/: operators, on-call and teams may all read that one.
+// unknownAccount is the answer where a name is not configured. It names the list of status/: operators, on-call and teams may all read that one.
 func unknownAccount(ctx context.Context, req *logical.Request, name string) *logical.Response {
 	listed, level := "its names are listed with", levelOf(name)
 	if below, err := req.Storage.List(ctx, storageKey(configPrefix, name+"/")); err == nil && len(below) > 0 {
@@ -212,8 +212,16 @@ func failureAnswer(words string, err error, say func(*problem) string) (*logical
 // its own that is less: that of the longest, ca_pem.
 const maxText = maxCAPEM
 
-// checkTypes reports the first field that data holds in another type than its
-// schema has, or in a text that is too long. Unlike the framework's own check it never shows a value.
+// typeWords say what a field of each type takes.
+var typeWords = map[framework.FieldType]string{
+	framework.TypeString:         "a string",
+	framework.TypeBool:           "true or false",
+	framework.TypeInt:            "a whole number, or -1 for all",
+	framework.TypeDurationSecond: "a whole number of seconds, or a duration like 90s or 5m, and not negative",
+}
+
+// checkTypes reports the first field that data holds in another type than its schema has,
+// or in a text that is too long. Unlike the framework's own check it never shows a value.
 func checkTypes(schema map[string]*framework.FieldSchema, data map[string]any) error {
 	for field, value := range data {
 		s := schema[field]
@@ -223,31 +231,31 @@ func checkTypes(schema map[string]*framework.FieldSchema, data map[string]any) e
 		if text, ok := value.(string); ok && len(text) > maxText {
 			return fmt.Errorf("%s is longer than %d bytes", field, maxText)
 		}
-		switch s.Type {
-		case framework.TypeString:
-			switch value.(type) {
-			case string, json.Number:
-			default:
-				return fmt.Errorf("%s must be a string", field)
-			}
-		case framework.TypeBool:
-			// Of numbers the framework takes any but 0 for true.
-			if _, err := strconv.ParseBool(fmt.Sprint(value)); err != nil {
-				return fmt.Errorf("%s must be true or false", field)
-			}
-		case framework.TypeInt:
-			if n, err := parseutil.ParseInt(value); err != nil || n < -1 || n > math.MaxInt32 {
-				return fmt.Errorf("%s must be a whole number, or -1 for all", field)
-			}
-		case framework.TypeDurationSecond:
-			if _, err := wholeSeconds(value); err != nil {
-				return fmt.Errorf("%s must be a whole number of seconds, or a duration like 90s or 5m, and not negative", field)
-			}
-		default:
-			return fmt.Errorf("%s cannot be checked", field) // a field type that this function does not know yet
+		if !isOfType(s.Type, value) {
+			return fmt.Errorf("%s must be %s", field, typeWords[s.Type])
 		}
 	}
 	return nil
+}
+
+func isOfType(t framework.FieldType, value any) bool {
+	switch t {
+	case framework.TypeString:
+		_, text := value.(string)
+		_, number := value.(json.Number)
+		return text || number
+	case framework.TypeBool:
+		// Of numbers the framework takes any but 0 for true.
+		_, err := strconv.ParseBool(fmt.Sprint(value))
+		return err == nil
+	case framework.TypeInt:
+		n, err := parseutil.ParseInt(value)
+		return err == nil && n >= -1 && n <= math.MaxInt32
+	case framework.TypeDurationSecond:
+		_, err := wholeSeconds(value)
+		return err == nil
+	}
+	return false
 }
 
 // checkFields reports that a write names fields which its path does not have. A pasted
@@ -263,11 +271,11 @@ func checkFields(area string, schema map[string]*framework.FieldSchema, data map
 	hidden := 0
 	for _, name := range slices.Sorted(maps.Keys(data)) {
 		switch meant := nearest(fields, name); {
-		case meant == name:
-		case meant != "":
-			unknown = append(unknown, fmt.Sprintf("%q (did you mean %q?)", name, meant))
+		case slices.Contains(fields, name):
 		case name == "name":
 			unknown = append(unknown, `"name" (the name is in the path)`)
+		case meant != "":
+			unknown = append(unknown, fmt.Sprintf("%q (did you mean %q?)", name, meant))
 		default:
 			hidden++
 		}
@@ -278,60 +286,39 @@ func checkFields(area string, schema map[string]*framework.FieldSchema, data map
 	if len(unknown) == 0 {
 		return nil
 	}
-	if len(fields) == 0 {
-		fields = []string{"no fields"}
-	}
-	return fmt.Errorf("unknown fields: %s; nothing was changed; %s has %s", strings.Join(unknown, ", "), area, strings.Join(fields, ", "))
+	has := cmp.Or(strings.Join(fields, ", "), "no fields")
+	return fmt.Errorf("unknown fields: %s; nothing was changed; %s has %s", strings.Join(unknown, ", "), area, has)
 }
 
-// alsoCalled are names that WeChat and other engines have for what a field holds.
-var alsoCalled = map[string]string{
-	"app_secret": "secret", "appsecret": "secret", "client_secret": "secret", "client_id": "appid",
-	"ttl": "max_ttl", "timeout": "request_timeout", "interval": "sync_interval",
-	"proxy": "proxy_url", "ca": "ca_pem", "ca_cert": "ca_pem", "ca_certificate": "ca_pem",
-	"token": "rejected_token", "access_token": "rejected_token", "rejected": "rejected_token",
-	"code": "js_code", "js_code": "code", "session_key": "include_session_key",
-}
+// maxForeign is how many bytes a name that is shown may have in its middle, where it
+// differs from a field's: too few to be a secret.
+const maxForeign = 7
 
-// nearest returns the field that name is or nearly is, empty if there is none.
+// nearest returns the field from which name differs least, empty if it differs from each
+// by more than half.
 func nearest(fields []string, name string) string {
-	if slices.Contains(fields, name) {
-		return name
-	}
-	lower := strings.ToLower(name)
-	if meant := alsoCalled[lower]; slices.Contains(fields, meant) {
-		return meant
-	}
+	name = strings.ToLower(name)
+	meant, best := "", -2
 	for _, field := range fields {
-		if mistakes(field, lower) <= len(field)/3 {
-			return field
+		same := sameEnds(field, name)
+		if foreign := len(name) - same; same > 1 && foreign <= maxForeign && same-foreign > best {
+			meant, best = field, same-foreign
 		}
 	}
-	return ""
+	return meant
 }
 
-// mistakes returns how many bytes are to be inserted, removed or replaced to make b of a.
-func mistakes(a, b string) int {
-	if len(b) > 2*len(a) {
-		return len(b) // far off
+// sameEnds returns how many bytes a and b share at their beginnings and ends together.
+func sameEnds(a, b string) int {
+	begin, shorter := 0, min(len(a), len(b))
+	for begin < shorter && a[begin] == b[begin] {
+		begin++
 	}
-	row := make([]int, len(b)+1) // of the distances of the prefixes of b to that of a
-	for j := range row {
-		row[j] = j
+	end := 0
+	for begin+end < shorter && a[len(a)-1-end] == b[len(b)-1-end] {
+		end++
 	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replaced := diagonal
-			if a[i] != b[j] {
-				replaced++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(replaced, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
+	return begin + end
 }
 
 const listHelp = `

@@ -309,6 +309,7 @@ func TestAWriteWithAFieldThatThePathDoesNotHaveIsRefused(t *testing.T) {
 			{"app_secret", "secret"},
 			{"appsecret", "secret"},
 			{"sekret", "secret"},
+			{"secret12345678", ""},
 			{"base-url", "base_url"},
 			{"timeout", "request_timeout"},
 			{"ttl", "max_ttl"},

@@ -1,7 +1,6 @@
 package wechat
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/x509"
@@ -11,10 +10,10 @@ import (
 	"math"
 	"net"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/hashicorp/go-secure-stdlib/parseutil"
 	"github.com/hashicorp/vault/sdk/framework"
@@ -57,16 +56,12 @@ type config struct {
 	SyncInterval   time.Duration `json:"sync_interval"`
 	MaxTTL         time.Duration `json:"max_ttl"`
 
-	// Written is read back: clients compare it with what they wrote, and would take
-	// another form of it for a change.
-	Written written `json:"written,omitzero"`
-}
-
-// written is what a write said, where the engine uses an equal form of it. A field is
-// empty if there is no other form.
-type written struct {
-	BaseURL string `json:"base_url,omitempty"`
-	CAPEM   string `json:"ca_pem,omitempty"`
+	// Written is read back, where it is not empty: clients compare it with what they
+	// wrote, and would take the equal form that the engine uses for a change.
+	Written struct {
+		BaseURL string `json:"base_url,omitempty"`
+		CAPEM   string `json:"ca_pem,omitempty"`
+	} `json:"written,omitzero"`
 }
 
 // newConfig holds the defaults.
@@ -88,8 +83,8 @@ func (cfg *config) endpoint() endpoint {
 	}
 }
 
-// host is where the calls of the account go first, to its proxy or its upstream: those
-// who share it are slow together. Ports do not tell hosts apart.
+// host is where the calls of the account go first, to its proxy or its upstream: accounts
+// that share it are slow together. Ports do not tell hosts apart.
 func (cfg *config) host() string {
 	way := cfg.BaseURL
 	if cfg.ProxyURL != "" {
@@ -110,20 +105,18 @@ func (cfg *config) update(data *framework.FieldData) (*config, error) {
 	if cfg != nil {
 		*next = *cfg
 	}
-	if err := errors.Join(next.setCredentials(data), next.setRoute(data), next.setTimes(data)); err != nil {
+	if err := errors.Join(next.setTexts(data), next.setTimes(data)); err != nil {
 		return nil, err
 	}
 	switch {
-	case next.AppID == "" && cfg == nil:
-		return nil, errors.New("appid is required: there is no account of this name yet; check the name, or write the new account's appid and secret")
 	case next.AppID == "":
-		return nil, errors.New("appid is required: write the account's AppID")
+		return nil, errors.New("appid is required: there is no account of this name yet; check the name, or write the new account's appid and secret")
 	case next.Secret == "":
 		return nil, errors.New("secret is required: write the account's AppSecret")
 	}
 	if cfg != nil && !sets(data, "secret") {
-		// Whatever the value: to say only that it is another one would be to say when
-		// somebody has guessed the proxy's password.
+		// Whatever the value: an answer that depends on it would tell when a guess of
+		// the proxy's password is right.
 		for _, field := range []string{"base_url", "proxy_url", "ca_pem"} {
 			if sets(data, field) {
 				return nil, fmt.Errorf("%s decides where the stored secret is sent: write secret in the same request", field)
@@ -152,22 +145,33 @@ func sets(data *framework.FieldData, fields ...string) bool {
 	return false
 }
 
-func (cfg *config) setCredentials(data *framework.FieldData) error {
-	if sets(data, "appid") {
-		cfg.AppID = data.Get("appid").(string)
-		if err := checkCredential("appid", cfg.AppID); err != nil {
-			return err
-		}
-		if strings.HasPrefix(cfg.AppID, "gh_") {
-			return errors.New("appid is the account's original ID (原始 ID), which begins with gh_: write its AppID, which begins with wx and is shown in the account's console beside the AppSecret")
+func (cfg *config) setTexts(data *framework.FieldData) error {
+	var errs []error
+	for _, f := range []struct {
+		field string
+		set   func(string) error
+	}{
+		{"appid", cfg.setAppID}, {"secret", cfg.setSecret},
+		{"base_url", cfg.setBaseURL}, {"proxy_url", cfg.setProxyURL}, {"ca_pem", cfg.setCAPEM},
+	} {
+		if sets(data, f.field) {
+			errs = append(errs, f.set(data.Get(f.field).(string)))
 		}
 	}
-	if sets(data, "secret") {
-		cfg.Secret = data.Get("secret").(string)
-		cfg.SecretSetTime = wallClock().UTC().Truncate(time.Second)
-		return checkCredential("secret", cfg.Secret)
+	return errors.Join(errs...)
+}
+
+func (cfg *config) setAppID(value string) error {
+	cfg.AppID = value
+	if strings.HasPrefix(value, "gh_") {
+		return errors.New("appid is the account's original ID (原始 ID), which begins with gh_: write its AppID, which begins with wx and is shown in the account's console beside the AppSecret")
 	}
-	return nil
+	return checkCredential("appid", value)
+}
+
+func (cfg *config) setSecret(value string) error {
+	cfg.Secret, cfg.SecretSetTime = value, wallClock().UTC().Truncate(time.Second)
+	return checkCredential("secret", value)
 }
 
 func checkCredential(field, value string) error {
@@ -176,90 +180,58 @@ func checkCredential(field, value string) error {
 		return fmt.Errorf("%s is empty: write the value shown in the account's console", field)
 	case len(value) > maxCredential:
 		return fmt.Errorf("%s is longer than %d characters: write the value shown in the account's console", field, maxCredential)
-	}
-	for _, r := range value {
-		if r > unicode.MaxASCII || !unicode.IsGraphic(r) || unicode.IsSpace(r) {
-			return fmt.Errorf("%s holds white space or a character that none can have: check for a line end at its end", field)
-		}
+	case strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return fmt.Errorf("%s holds white space or a character that none can have: check for a line end at its end", field)
 	}
 	return nil
 }
 
-func (cfg *config) setRoute(data *framework.FieldData) error {
-	if sets(data, "base_url") {
-		raw := data.Get("base_url").(string)
-		normal, err := normalizeBaseURL(raw)
-		if err != nil {
-			return err
-		}
-		cfg.BaseURL, cfg.Written.BaseURL = normal, otherForm(raw, normal)
-	}
-	if sets(data, "proxy_url") {
-		cfg.ProxyURL = data.Get("proxy_url").(string)
-		if err := checkProxyURL(cfg.ProxyURL); err != nil {
-			return err
-		}
-	}
-	if sets(data, "ca_pem") {
-		raw := data.Get("ca_pem").(string)
-		roots, err := normalizeCAPEM(strings.TrimSpace(raw))
-		cfg.CAPEM, cfg.Written.CAPEM = roots, ""
-		if withoutSpace(raw) == withoutSpace(roots) { // words around the certificates are not kept
-			cfg.Written.CAPEM = otherForm(raw, roots)
-		}
-		return err
-	}
-	return nil
-}
-
-// otherForm returns raw if it is another form of normal.
-func otherForm(raw, normal string) string {
-	if raw == normal {
-		return ""
-	}
-	return raw
-}
-
-func withoutSpace(text string) string { return strings.Join(strings.Fields(text), "") }
-
-// normalizeBaseURL validates a base_url and returns it without a trailing
-// slash. An empty one stands for the default.
-func normalizeBaseURL(raw string) (string, error) {
+// setBaseURL takes a base_url; an empty one stands for the default.
+func (cfg *config) setBaseURL(raw string) error {
+	cfg.BaseURL, cfg.Written.BaseURL = defaultBaseURL, raw
 	if raw == "" {
-		return defaultBaseURL, nil
+		return nil
 	}
-	if len(raw) > maxURL {
-		return "", fmt.Errorf("base_url is longer than %d bytes", maxURL)
-	}
-	u, err := url.Parse(raw)
+	u, err := parseURL("base_url", raw, defaultBaseURL)
 	switch {
-	case err != nil || u.Hostname() == "" || u.Opaque != "" || !validPort(u):
-		return "", errors.New("base_url is not a URL: write one like https://api.weixin.qq.com")
-	case u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#"):
-		return "", errors.New("base_url must have no user, query or fragment: write scheme, host, and port and path where needed")
+	case err != nil:
+		return err
+	case u.User != nil || hasTail(u, raw):
+		return errors.New("base_url must have no user, query or fragment: write scheme, host, and port and path where needed")
 	case u.Scheme == "https":
 	case u.Scheme == "http" && isLoopback(u.Hostname()):
 	default:
-		return "", errors.New("base_url must use https; http is for 127.0.0.0/8, ::1 and localhost only")
+		return errors.New("base_url must use https; http is for 127.0.0.0/8, ::1 and localhost only")
 	}
 	u.Host = strings.ToLower(u.Host)
 	path := strings.TrimRight(u.Path, "/")
-	if path != "" && strings.HasSuffix(u.Hostname(), ".weixin.qq.com") || endsInAPI(path) {
-		return "", errors.New("base_url holds a path of WeChat's API, which the engine appends to it: write only what comes before, such as https://api.weixin.qq.com")
+	if path != "" && strings.HasSuffix(u.Hostname(), ".weixin.qq.com") || apiPath.MatchString(path) {
+		return errors.New("base_url holds a path of WeChat's API, which the engine appends to it: write only what comes before, such as https://api.weixin.qq.com")
 	}
-	return strings.TrimRight(u.String(), "/"), nil
+	cfg.BaseURL = strings.TrimRight(u.String(), "/")
+	return nil
 }
 
-// endsInAPI reports whether the path of a base_url ends in one of WeChat's API. A relay
-// may have a path of its own, also below a cgi-bin.
-func endsInAPI(path string) bool {
-	for _, api := range []string{"/cgi-bin", "/cgi-bin/token", "/cgi-bin/stable_token", "/sns", "/sns/jscode2session", "/sns/oauth2/access_token"} {
-		if strings.HasSuffix(path, api) {
-			return true
-		}
+// parseURL parses the value of a field. It never quotes it: it may hold a password.
+func parseURL(field, raw, example string) (*url.URL, error) {
+	if len(raw) > maxURL {
+		return nil, fmt.Errorf("%s is longer than %d bytes", field, maxURL)
 	}
-	return false
+	u, err := url.Parse(raw)
+	if err != nil || u.Hostname() == "" || u.Opaque != "" || !validPort(u) {
+		return nil, fmt.Errorf("%s is not a URL: write one like %s", field, example)
+	}
+	return u, nil
 }
+
+// hasTail reports whether a URL has a query or a fragment, be it an empty one.
+func hasTail(u *url.URL, raw string) bool {
+	return u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#")
+}
+
+// apiPath is the end of a base_url that goes on into WeChat's API. A relay may have a path of
+// its own, also below a cgi-bin.
+var apiPath = regexp.MustCompile(`/(cgi-bin(/token|/stable_token)?|sns(/jscode2session|/oauth2/access_token)?)$`)
 
 // validPort reports whether the URL's port, if it names one, is one.
 func validPort(u *url.URL) bool {
@@ -278,64 +250,66 @@ func isLoopback(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// checkProxyURL never quotes the URL: it may hold a password.
-func checkProxyURL(raw string) error {
-	err := checkProxy(raw)
+func (cfg *config) setProxyURL(raw string) error {
+	cfg.ProxyURL = raw
+	err := checkProxyURL(raw)
 	if err != nil && strings.Contains(raw, "@") {
 		return fmt.Errorf("%w; percent-encode the password where it has # (%%23), %% (%%25), / (%%2F), ? (%%3F) or @ (%%40)", err)
 	}
 	return err
 }
 
-func checkProxy(raw string) error {
+func checkProxyURL(raw string) error {
 	if raw == "" {
 		return nil
 	}
-	if len(raw) > maxURL {
-		return fmt.Errorf("proxy_url is longer than %d bytes", maxURL)
-	}
-	u, err := url.Parse(raw)
-	if err != nil || u.Hostname() == "" || !validPort(u) {
-		return errors.New("proxy_url is not a URL: write one like http://proxy.example.com:3128")
-	}
-	switch u.Scheme {
-	case "http", "https", "socks5":
-	default:
+	u, err := parseURL("proxy_url", raw, "http://proxy.example.com:3128")
+	switch {
+	case err != nil:
+		return err
+	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5":
 		return errors.New("proxy_url must begin with http://, https:// or socks5://")
-	}
-	if (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#") {
+	case u.Path != "" && u.Path != "/" || hasTail(u, raw):
 		return errors.New("proxy_url must have no path, query or fragment: write scheme, host and port")
 	}
 	return nil
 }
 
-// normalizeCAPEM validates a ca_pem and returns its certificates and nothing
-// else: what surrounds them, be it a private key cut short, is not kept.
-func normalizeCAPEM(text string) (string, error) {
+// setCAPEM takes the certificates of a ca_pem. It keeps the text for reading it back only
+// if there is nothing else in it but white space: what surrounds them may be a private key
+// cut short.
+func (cfg *config) setCAPEM(raw string) error {
+	roots, err := readCAPEM(strings.TrimSpace(raw))
+	cfg.CAPEM, cfg.Written.CAPEM = roots, ""
+	if raw != roots && withoutSpace(raw) == withoutSpace(roots) {
+		cfg.Written.CAPEM = raw
+	}
+	return err
+}
+
+func withoutSpace(text string) string { return strings.Join(strings.Fields(text), "") }
+
+// readCAPEM returns the certificates of a ca_pem in their usual form.
+func readCAPEM(text string) (string, error) {
 	if len(text) > maxCAPEM {
 		return "", fmt.Errorf("ca_pem is larger than %d bytes: write only the roots that base_url needs", maxCAPEM)
 	}
-	var roots bytes.Buffer
-	blocks := strings.Count(text, "-----BEGIN ") // the decoder passes over those that it cannot read
-	for rest := []byte(text); ; blocks-- {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
+	var roots []byte
+	unread := strings.Count(text, "-----BEGIN ") // the decoder passes over blocks that it cannot read
+	for block, rest := pem.Decode([]byte(text)); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "CERTIFICATE" || len(block.Headers) > 0 {
 			return "", errors.New("ca_pem holds something else than certificates: write CERTIFICATE blocks only")
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
 			return "", errors.New("ca_pem holds a CERTIFICATE block that is not a certificate")
 		}
-		if err := pem.Encode(&roots, block); err != nil {
-			return "", errors.New("ca_pem holds a CERTIFICATE block that is not a certificate")
-		}
+		roots = append(roots, pem.EncodeToMemory(block)...)
+		unread--
 	}
-	if blocks != 0 || roots.Len() == 0 && text != "" {
+	if unread != 0 || roots == nil && text != "" {
 		return "", errors.New("ca_pem is not PEM: write one or more CERTIFICATE blocks")
 	}
-	return strings.TrimSpace(roots.String()), nil
+	return strings.TrimSpace(string(roots)), nil
 }
 
 func (cfg *config) setTimes(data *framework.FieldData) error {
@@ -344,36 +318,22 @@ func (cfg *config) setTimes(data *framework.FieldData) error {
 		value    *time.Duration
 		min, max time.Duration
 		off      bool // 0 is allowed and switches it off
+		allowed  string
 	}{
-		{"request_timeout", &cfg.RequestTimeout, time.Second, maxRequestTimeout, false},
-		{"sync_interval", &cfg.SyncInterval, time.Minute, maxDuration, true},
-		{"max_ttl", &cfg.MaxTTL, 10 * time.Second, maxDuration, true},
+		{"request_timeout", &cfg.RequestTimeout, time.Second, maxRequestTimeout, false, "from 1s to 30s"},
+		{"sync_interval", &cfg.SyncInterval, time.Minute, maxDuration, true, "from 1m to 24h, or 0"},
+		{"max_ttl", &cfg.MaxTTL, 10 * time.Second, maxDuration, true, "from 10s to 24h, or 0"},
 	} {
 		if !sets(data, f.field) {
 			continue
 		}
 		d, err := wholeSeconds(data.Raw[f.field])
 		if err != nil || d > f.max || d < f.min && (d != 0 || !f.off) {
-			orOff := ""
-			if f.off {
-				orOff = ", or 0"
-			}
-			return fmt.Errorf("%s must be whole seconds from %s to %s%s", f.field, inShort(f.min), inShort(f.max), orOff)
+			return fmt.Errorf("%s must be whole seconds %s", f.field, f.allowed)
 		}
 		*f.value = d
 	}
 	return nil
-}
-
-// inShort is a duration as it is written: 24h, not 24h0m0s.
-func inShort(d time.Duration) string {
-	text := d.String()
-	for _, zero := range []string{"m0s", "h0m"} {
-		if strings.HasSuffix(text, zero) {
-			text = text[:len(text)-2]
-		}
-	}
-	return text
 }
 
 // wholeSeconds reads a duration as Vault users write them: a number of seconds
@@ -403,13 +363,12 @@ func wholeSeconds(raw any) (time.Duration, error) {
 
 // fields is what may be read back: everything but the secrets.
 func (cfg *config) fields() map[string]any {
-	proxy := ""
-	if u, err := url.Parse(cfg.ProxyURL); err == nil {
-		proxy = cfg.ProxyURL
-		if u.User != nil {
-			u.User = nil
-			proxy = u.String()
-		}
+	proxy := cfg.ProxyURL
+	if u, err := url.Parse(proxy); err != nil {
+		proxy = ""
+	} else if u.User != nil {
+		u.User = nil
+		proxy = u.String()
 	}
 	return map[string]any{
 		"appid":           cfg.AppID,

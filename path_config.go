@@ -67,18 +67,17 @@ var configFields = map[string]*framework.FieldSchema{
 	},
 }
 
-var configFieldNames = slices.Sorted(maps.Keys(configFields))
+var (
+	configFieldNames = slices.Sorted(maps.Keys(configFields))
+	storedFieldNames = slices.DeleteFunc(slices.Clone(configFieldNames), func(name string) bool { return name == "verify" })
+)
 
 // configResponse is what a read answers with: secret and verify are not in it.
 var configResponse = func() map[string]*framework.FieldSchema {
-	fields := map[string]*framework.FieldSchema{
-		"secret_set_time": {Type: framework.TypeString, Description: "When the secret was written last, RFC 3339 in UTC."},
-	}
-	for name, schema := range configFields {
-		if name != "secret" && name != "verify" {
-			fields[name] = schema
-		}
-	}
+	fields := maps.Clone(configFields)
+	delete(fields, "secret")
+	delete(fields, "verify")
+	fields["secret_set_time"] = &framework.FieldSchema{Type: framework.TypeString, Description: "When the secret was written last, RFC 3339 in UTC."}
 	return fields
 }()
 
@@ -151,7 +150,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		err = storageProblem(err)
 	}
 	if err != nil {
-		return refusedWrite(name, before != nil, setsStored(data), withoutRetryPromise(err))
+		return refusedWrite(name, before != nil, sets(data, storedFieldNames...), withoutRetryPromise(err))
 	}
 	if done.invalid != nil {
 		return logical.ErrorResponse(done.invalid.Error()), nil
@@ -166,16 +165,6 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		return nil, nil
 	}
 	return resp, nil
-}
-
-// setsStored reports whether the write names a field that is stored.
-func setsStored(data *framework.FieldData) bool {
-	for field := range configFields {
-		if field != "verify" && sets(data, field) {
-			return true
-		}
-	}
-	return false
 }
 
 // refusedWrite is the answer to a write that err prevents, of an account that is stored
@@ -216,23 +205,15 @@ func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name 
 		resp.AddWarning("Not all accounts of this mount are loaded yet, so others with the same appid may not be told of.")
 	}
 	twins := ap.others(name)
-	var near []string
-	for _, twin := range twins {
-		if levelOf(twin) == levelOf(name) {
-			near = append(near, twin)
-		}
+	near := slices.DeleteFunc(slices.Clone(twins), func(twin string) bool { return levelOf(twin) != levelOf(name) })
+	if far := len(twins) - len(near); far == len(twins) && far > 0 {
+		near = append(near, fmt.Sprintf("%d at other levels", far))
+	} else if far > 0 {
+		near = append(near, fmt.Sprintf("and %d at other levels", far))
 	}
-	if len(twins) == 0 {
-		return
+	if len(near) > 0 {
+		resp.AddWarning(fmt.Sprintf("Other accounts of this mount have the same appid: %s. They share WeChat's token: a forced refresh of one replaces the token of all.", strings.Join(near, ", ")))
 	}
-	whom := strings.Join(near, ", ")
-	switch elsewhere := len(twins) - len(near); {
-	case elsewhere > 0 && whom != "":
-		whom += fmt.Sprintf(", and %d at other levels", elsewhere)
-	case elsewhere > 0:
-		whom = fmt.Sprintf("%d at other levels", elsewhere)
-	}
-	resp.AddWarning(fmt.Sprintf("Other accounts of this mount have the same appid: %s. They share WeChat's token: a forced refresh of one replaces the token of all.", whom))
 }
 
 func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {

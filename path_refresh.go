@@ -89,7 +89,7 @@ token/<name>. changed=false says only that the account's token is the one that i
 was. What that means for the reported one says "known", which is null where none was
 reported:
 
-    known=true   it is the account's token, and WeChat stands by it. WeChat has been
+    known=true   it is the account's token, and WeChat still accepts it. WeChat has been
                  seen to reject one for half a minute: repeat the call once after
                  that. status/<name> counts such reports.
     known=false  it is not the account's, as far as Vault remembers: another

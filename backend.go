@@ -24,7 +24,7 @@
 //	change.go             configure and delete
 //	background.go         load, maintain, tick, stop
 //	quota.go              what a cleared quota ends
-//	exchange.go           logins and clearings of quotas, apart from tokens
+//	logins.go             logins and clearings of quotas, apart from tokens
 //	backend.go, replication.go, paths.go, path_*.go  Vault's side
 package wechat
 
@@ -47,8 +47,8 @@ const operationPrefix = "wechat"
 // backend is one mount of the engine.
 type backend struct {
 	*framework.Backend
-	keeper    *keeper
-	exchanges *exchanges
+	keeper *keeper
+	logins *logins
 }
 
 // Factory makes a mount. Vault also calls it at registration, without storage,
@@ -99,7 +99,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 	// All mounts of a plugin process share one logger.
 	log := b.Logger().With("mount", conf.BackendUUID)
 	b.keeper = newKeeper(log, c, b.Backend, b.WriteSafeReplicationState)
-	b.exchanges = newExchanges(b.keeper.ctx, log, c, &b.keeper.metrics.exchanges)
+	b.logins = newLogins(b.keeper.ctx, log, c, b.keeper.metrics)
 	return b, nil
 }
 
@@ -116,7 +116,7 @@ func (b *backend) initialize(_ context.Context, req *logical.InitializationReque
 func (b *backend) invalidate(key string) {
 	b.keeper.invalidate(key)
 	if name, ok := strings.CutPrefix(key, configPrefix); ok {
-		b.exchanges.forget(storedName(name))
+		b.logins.forget(storedName(name))
 	}
 }
 

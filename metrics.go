@@ -25,7 +25,13 @@ type metrics struct {
 	forced     results // refreshes
 	signatures results
 
-	exchanges     exchangeCounters
+	// logins are those of code2session/ and oauth2/.
+	logins struct {
+		answered   *prometheus.CounterVec // by api and result, whether or not WeChat was asked for it
+		inFlight   prometheus.Gauge       // at WeChat
+		turnedAway prometheus.Counter     // no place came free within request_timeout
+	}
+
 	eventsDropped prometheus.Counter
 
 	calls           *prometheus.CounterVec   // of WeChat, by api, result and errcode
@@ -47,29 +53,6 @@ func (r results) count(known bool, err error, result string) {
 		result = "unknown"
 	}
 	r[result].Inc()
-}
-
-// exchangeCounters count the logins that applications have made with the AppSecret.
-type exchangeCounters struct {
-	answered   *prometheus.CounterVec // by api and result, whether or not WeChat was asked for it
-	inFlight   prometheus.Gauge       // at WeChat
-	turnedAway prometheus.Counter     // no place came free within request_timeout
-}
-
-// done counts an exchange that ended in err. One without a place is counted as such,
-// and nothing else.
-func (e *exchangeCounters) done(a api, err error) {
-	result := resultOK
-	switch p := problemOf(err); {
-	case p != nil && p.status == http.StatusServiceUnavailable: // for want of a place, and nothing else
-		e.turnedAway.Inc()
-		return
-	case p != nil:
-		result = string(p.class)
-	case err != nil:
-		result = resultCancelled
-	}
-	e.answered.WithLabelValues(string(a), result).Inc()
 }
 
 // Values of labels where there is nothing to name.
@@ -98,13 +81,13 @@ func newMetrics() *metrics {
 	m.signatures = m.results("signatures_total", "Signatures asked of sign/, by result: signed, failed, unknown (no such account).",
 		"signed", "failed", "unknown")
 
-	m.exchanges.answered = m.counters("exchanges_total", "Requests of code2session/ and oauth2/ that were not turned away, by api and result: ok, cancelled, or the class of what went wrong. Those answered without asking WeChat count, too.", "api", "result")
-	m.exchanges.inFlight = prometheus.NewGauge(prometheus.GaugeOpts{Name: metricPrefix + "exchanges_in_flight", Help: "Exchanges that are at WeChat right now."})
-	m.exchanges.turnedAway = m.counter("exchanges_turned_away_total", "Exchanges answered 503 because no place came free in time.")
+	m.logins.answered = m.counters("exchanges_total", "Requests of code2session/ and oauth2/ that were not turned away, by api and result: ok, cancelled, or the class of what went wrong. Those answered without asking WeChat count, too.", "api", "result")
+	m.logins.inFlight = prometheus.NewGauge(prometheus.GaugeOpts{Name: metricPrefix + "exchanges_in_flight", Help: "Logins that are at WeChat right now."})
+	m.logins.turnedAway = m.counter("exchanges_turned_away_total", "Logins answered 503 because no place came free in time.")
 	for _, a := range []api{apiCode2Session, apiOAuth2} {
-		m.exchanges.answered.WithLabelValues(string(a), resultOK)
+		m.logins.answered.WithLabelValues(string(a), resultOK)
 		for _, c := range classes {
-			m.exchanges.answered.WithLabelValues(string(a), string(c))
+			m.logins.answered.WithLabelValues(string(a), string(c))
 		}
 	}
 
@@ -126,7 +109,7 @@ func newMetrics() *metrics {
 		m.storageFailures.WithLabelValues(operation)
 	}
 
-	m.registry.MustRegister(m.exchanges.inFlight, m.durations)
+	m.registry.MustRegister(m.logins.inFlight, m.durations)
 	return m
 }
 
@@ -157,6 +140,22 @@ func (m *metrics) counter(name, help string) prometheus.Counter {
 func (m *metrics) called(c observedCall) {
 	m.calls.WithLabelValues(string(c.api), c.result, errcodeLabel(c.api, c.errcode)).Inc()
 	m.durations.WithLabelValues(string(c.api)).Observe(c.duration.Seconds())
+}
+
+// loggedIn counts a login that ended in err. One without a place is counted as such, and
+// nothing else.
+func (m *metrics) loggedIn(a api, err error) {
+	result := resultOK
+	switch p := problemOf(err); {
+	case p != nil && p.status == http.StatusServiceUnavailable: // for want of a place, and nothing else
+		m.logins.turnedAway.Inc()
+		return
+	case p != nil:
+		result = string(p.class)
+	case err != nil:
+		result = resultCancelled
+	}
+	m.logins.answered.WithLabelValues(string(a), result).Inc()
 }
 
 // refreshed counts a normal refresh that brought a token. outside says that it shows a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -39,27 +40,48 @@ func (b *backend) clearQuota(ctx context.Context, req *logical.Request, data *fr
 	if cfg == nil {
 		return unknownAccount(ctx, req, name), nil
 	}
-	if err := b.exchanges.clear(ctx, name, cfg, func() { b.keeper.quotaCleared(cfg) }); err != nil {
-		words := fmt.Sprintf("the quota of account %q was not cleared", name)
-		if p := problemOf(err); p != nil && !p.noEffect() {
-			words = fmt.Sprintf("whether the quota of account %q was cleared is not known", name)
-		}
-		if clearingStands(err) {
-			words += ", and asking again within a minute gives this answer"
-		}
-		return operatorResponse(words, withoutRetryPromise(err))
+	asked := time.Now()
+	at, err := b.logins.clearQuota(ctx, name, cfg, func() { b.keeper.quotaCleared(cfg) })
+	if err != nil {
+		return clearingFailure(name, err)
 	}
-	return nil, nil
+	if !at.Before(asked) {
+		return nil, nil
+	}
+	resp := &logical.Response{}
+	resp.AddWarning(fmt.Sprintf("The quota was cleared at %s, and WeChat was not asked again: it is from %s on.", timestamp(at), timestamp(at.Add(clearingMemory))))
+	return resp, nil
+}
+
+// clearingFailure is the answer where a clearing ended in err. It stands for a minute,
+// unless it is certain that WeChat was not asked.
+func clearingFailure(name string, err error) (*logical.Response, error) {
+	p := problemOf(err)
+	if p == nil {
+		return nil, err
+	}
+	words := fmt.Sprintf("the quota of account %q was not cleared", name)
+	if !p.noEffect() {
+		words = fmt.Sprintf("whether the quota of account %q was cleared is not known", name)
+	}
+	if p.errcode != 0 || !p.noEffect() {
+		words += ", and asking again within a minute gives this answer"
+	}
+	told := *p
+	if isQuota(p) {
+		told.advice = "wait for the next day, or reset the quota in the account's console"
+	}
+	return operatorResponse(words, withoutRetryPromise(&told))
 }
 
 const clearQuotaHelp = `
 Writing clear-quota/<name> makes one call of WeChat's clear_quota/v2: the counters of
-this account's API calls go back to zero, for whoever makes them.
+the account's API calls go back to zero, whatever application makes them.
 
     $ vault write -force wechat/clear-quota/myapp
 
 WeChat allows this ten times in a month, by its own count. Asked again within a minute
 the engine answers from memory, a refusal too, so that a client's retries cost none of
-the ten. If the engine waits because the daily quota was used up (45009), it asks again
-at once.
+the ten. After a success a warning says so. If the engine waits because the daily quota
+was used up (45009), it asks again at once.
 `

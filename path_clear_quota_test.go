@@ -26,11 +26,14 @@ func TestClearingTheQuotaIsOneCallAMinute(t *testing.T) {
 			retries.Go(func() { require.Nil(t, m.ok(logical.UpdateOperation, "clear-quota/demo", nil)) })
 		}
 		retries.Wait()
+		cleared := time.Now()
 		time.Sleep(58 * time.Second)
-		m.ok(logical.UpdateOperation, "clear-quota/demo", nil)
+		resp := m.ok(logical.UpdateOperation, "clear-quota/demo", nil)
+		require.Equal(t, []string{fmt.Sprintf("The quota was cleared at %s, and WeChat was not asked again: it is from %s on.",
+			timestamp(cleared), timestamp(cleared.Add(clearingMemory)))}, resp.Warnings)
 		require.Equal(t, 1, m.clearings())
-		time.Sleep(2 * time.Second)
-		m.ok(logical.UpdateOperation, "clear-quota/demo", nil)
+		time.Sleep(2*time.Second + 1)
+		require.Nil(t, m.ok(logical.UpdateOperation, "clear-quota/demo", nil))
 		require.Equal(t, 2, m.clearings())
 	})
 }
@@ -162,6 +165,7 @@ func TestAClearingThatFails(t *testing.T) {
 		repeated bool // asked again at once, WeChat is asked again
 	}{
 		"the ten of this month are used up": {wechatsim.Fault{Kind: "errcode", Errcode: 48006}, 429, `the quota of account "demo" was not cleared, and asking again within a minute gives this answer: the ten clearings of this month are used up (errcode 48006, rid `, false},
+		"the day's are used up":             {wechatsim.Fault{Kind: "errcode", Errcode: 45009}, 429, "wait for the next day, or reset the quota in the account's console", false},
 		"wrong secret":                      {wechatsim.Fault{Kind: "errcode", Errcode: 40125}, 400, "errcode 40125, rid ", false},
 		"IP not admitted":                   {wechatsim.Fault{Kind: "errcode", Errcode: 40164}, 400, "errcode 40164, ", false},
 		"forbidden":                         {wechatsim.Fault{Kind: "status", Status: 403}, 502, `the quota of account "demo" was not cleared: `, true},
@@ -187,7 +191,7 @@ func TestAClearingThatFails(t *testing.T) {
 					require.Equal(t, 1, m.clearings(), "it may have cost one of the ten")
 				}
 				m.sim.ClearFaults()
-				time.Sleep(clearingMemory)
+				time.Sleep(clearingMemory + 1)
 				m.ok(logical.UpdateOperation, "clear-quota/demo", nil)
 			})
 		})

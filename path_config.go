@@ -155,7 +155,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	if done.invalid != nil {
 		return logical.ErrorResponse(done.invalid.Error()), nil
 	}
-	b.exchanges.mended(name)
+	b.logins.mended(name, "")
 	resp := &logical.Response{}
 	if done.ended {
 		resp.AddWarning("The revocation that was pending has ended, incomplete: it was of the other appid's token.")
@@ -224,7 +224,7 @@ func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, data *
 	err = b.keeper.delete(ctx, req.Storage, name)
 	switch {
 	case err == nil:
-		b.exchanges.forget(name)
+		b.logins.forget(name)
 	case forbidsWrites(err):
 		return failureResponse(fmt.Sprintf("account %q was not deleted", name), storageProblem(err))
 	}

@@ -407,14 +407,14 @@ func TestLoginsInFlightAndTurnedAwayAreCounted(t *testing.T) {
 		m.write("demo", map[string]any{"request_timeout": "10s"})
 		m.sim.SetLatencyOf(wechatsim.APICode2Session, 3*time.Second)
 		before := m.measured()
-		for range maxExchanges {
+		for range maxLogins {
 			code := m.mini()
 			go func() {
 				_, _ = m.requestContext(context.Background(), logical.UpdateOperation, "code2session/demo", map[string]any{"js_code": code})
 			}()
 		}
 		synctest.Wait()
-		require.Equal(t, float64(maxExchanges), m.measured()["wechat_exchanges_in_flight"])
+		require.Equal(t, float64(maxLogins), m.measured()["wechat_exchanges_in_flight"])
 		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"request_timeout": "1s"})
 		m.loginFails("demo", m.mini())
 		time.Sleep(3 * time.Second)
@@ -423,8 +423,8 @@ func TestLoginsInFlightAndTurnedAwayAreCounted(t *testing.T) {
 		require.Zero(t, after["wechat_exchanges_in_flight"])
 		require.Equal(t, map[string]float64{
 			"wechat_exchanges_turned_away_total":                                  1,
-			`wechat_exchanges_total{api="jscode2session",result="ok"}`:            maxExchanges,
-			`wechat_calls_total{api="jscode2session",errcode="none",result="ok"}`: maxExchanges,
+			`wechat_exchanges_total{api="jscode2session",result="ok"}`:            maxLogins,
+			`wechat_calls_total{api="jscode2session",errcode="none",result="ok"}`: maxLogins,
 		}, growth(before, after))
 	})
 }

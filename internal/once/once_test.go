@@ -15,40 +15,40 @@ import (
 const memory = 10 * time.Second
 
 // counted is a Group whose calls are counted. A call takes a second, and its answer is
-// remembered if it has a size.
+// remembered unless forget is set.
 type counted struct {
 	*Group[string, int]
-	calls int
-	size  int
-	err   error
+	calls  int
+	forget bool
+	err    error
 }
 
 func (c *counted) ask(ctx context.Context, key string) (int, error) {
-	return c.Do(ctx, key, func(ctx context.Context) (int, int, error) {
+	return c.Do(ctx, key, func(ctx context.Context) (int, bool, error) {
 		c.calls++
 		n := c.calls
 		select {
 		case <-time.After(time.Second):
-			return n, c.size, c.err
+			return n, !c.forget, c.err
 		case <-ctx.Done():
-			return 0, 0, ctx.Err()
+			return 0, true, ctx.Err()
 		}
 	})
 }
 
-func (c *counted) held() (calls, size int) {
+func (c *counted) held() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.Group.calls), c.Group.size
+	return len(c.Group.calls)
 }
 
-// group runs the test in fake time with a Group that remembers answers of the size most.
+// group runs the test in fake time with a Group that remembers at most so many answers.
 func group(t *testing.T, most int, test func(t *testing.T, c *counted, end context.CancelCauseFunc)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, end := context.WithCancelCause(t.Context())
 		defer end(nil)
-		test(t, &counted{Group: New[string, int](ctx, memory, most), size: 1}, end)
+		test(t, &counted{Group: New[string, int](ctx, memory, most)}, end)
 	})
 }
 
@@ -80,42 +80,38 @@ func TestAnAnswerIsRememberedForSoLong(t *testing.T) {
 				got, err := c.ask(t.Context(), "key")
 				require.Equal(t, failure, err)
 				require.Equal(t, 1, got)
-				time.Sleep(time.Nanosecond)
+				time.Sleep(2)
 				_, _ = c.ask(t.Context(), "key")
 				require.Equal(t, 2, c.calls)
 				time.Sleep(memory)
 				synctest.Wait()
-				calls, size := c.held()
-				require.Zero(t, calls, "also if no request comes any more")
-				require.Zero(t, size)
+				require.Zero(t, c.held(), "also if no request comes any more")
 			})
 		})
 	}
 }
 
-func TestAnAnswerWithoutASizeIsForgotten(t *testing.T) {
+func TestAnAnswerThatIsNotKeptIsForgotten(t *testing.T) {
 	group(t, 100, func(t *testing.T, c *counted, _ context.CancelCauseFunc) {
-		c.size = 0
+		c.forget = true
 		for n := range 3 {
 			got, err := c.ask(t.Context(), "key")
 			require.NoError(t, err)
 			require.Equal(t, n+1, got)
 		}
-		calls, _ := c.held()
-		require.Zero(t, calls)
+		require.Zero(t, c.held())
 	})
 }
 
-func TestOnlySoMuchIsRemembered(t *testing.T) {
-	group(t, 100, func(t *testing.T, c *counted, _ context.CancelCauseFunc) {
-		c.size = 30
+func TestOnlySoManyAnswersAreRemembered(t *testing.T) {
+	group(t, 3, func(t *testing.T, c *counted, _ context.CancelCauseFunc) {
 		for n := range 4 {
 			_, err := c.ask(t.Context(), strconv.Itoa(n))
 			require.NoError(t, err)
 		}
-		calls, size := c.held()
-		require.Equal(t, 3, calls)
-		require.Equal(t, 90, size)
+		require.Equal(t, 3, c.held())
+		_, _ = c.ask(t.Context(), "0")
+		require.Equal(t, 4, c.calls, "what was remembered still is")
 		time.Sleep(memory)
 		_, _ = c.ask(t.Context(), "3")
 		_, _ = c.ask(t.Context(), "3")
@@ -149,7 +145,6 @@ func TestTheEndOfTheGroupEndsItsCalls(t *testing.T) {
 		waits.Wait()
 		_, err := c.ask(context.Background(), "later")
 		require.Equal(t, closing, err)
-		calls, _ := c.held()
-		require.Zero(t, calls)
+		require.Zero(t, c.held())
 	})
 }

@@ -297,43 +297,6 @@ func TestWhatMendsAnAccountEndsTheRefusalOfItsLogins(t *testing.T) {
 	}
 }
 
-func TestALoginWhoseAnswerWasLostSaysSoWhenItIsRepeated(t *testing.T) {
-	for _, request := range []struct{ api, path, field string }{{wechatsim.APICode2Session, "code2session/demo", "js_code"}, {wechatsim.APIOAuth2, "oauth2/demo", "code"}} {
-		for _, kind := range []string{"lost", "truncate", "oversize"} {
-			t.Run(request.path+" "+kind, func(t *testing.T) {
-				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-					m.write("demo", nil)
-					exchange := func(code string) (int, string) {
-						return m.refused(logical.UpdateOperation, request.path, map[string]any{request.field: code})
-					}
-					mint := func() string { return m.sim.Mint(testAppID, wechatsim.Code{API: request.api}).Code }
-					code := mint()
-					m.sim.Inject(wechatsim.Fault{API: request.api, Kind: kind, Times: 1})
-					exchange(code)
-					time.Sleep(3 * time.Second)
-					status, text := exchange(code)
-					require.Equal(t, http.StatusBadRequest, status)
-					require.Contains(t, text, `the code was used before: this very code was sent from here, and its answer was lost 3s ago (errcode 40163)`)
-					_, again := exchange(code)
-					require.Equal(t, text, again)
-
-					// Of another code nothing is known here.
-					used := mint()
-					m.ok(logical.UpdateOperation, request.path, map[string]any{request.field: used})
-					time.Sleep(exchangeMemory)
-					_, text = exchange(used)
-					require.Contains(t, text, "errcode 40163")
-					require.NotContains(t, text, "lost")
-
-					time.Sleep(lostMemory)
-					_, text = exchange(code)
-					require.NotContains(t, text, "lost")
-				})
-			})
-		}
-	}
-}
-
 // What WeChat refuses of one code again and again is one failure: its client repeats it.
 func TestOneCodeThatIsRepeatedRefusesNoOthers(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(_ *testing.T, m *mount) {
@@ -374,31 +337,52 @@ func TestALimitedUserOnAQuietAccountLeavesTriesToTheOthers(t *testing.T) {
 	})
 }
 
-func TestAnAnswerThatWasGivenAfterAllIsNotCalledLost(t *testing.T) {
+// A login that comes right after a limited user's is not sent. Its code is good, and
+// taken a moment later.
+func TestALoginThatWasNotSentIsTakenAMomentLater(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
-		code := m.mini()
-		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "status", Status: 502, Times: 1})
-		m.loginFails("demo", code)
-		m.login("demo", code)
-		time.Sleep(exchangeMemory + time.Second)
-		_, text := m.loginFails("demo", code)
-		require.NotContains(t, text, "its answer was lost")
+		notSent := 0
+		for n := range 30 {
+			for range 20 { // 10 s
+				time.Sleep(500 * time.Millisecond)
+				m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "errcode", Errcode: 50002, Times: 1})
+				m.loginFails("demo", m.mini())
+				m.sim.ClearFaults()
+			}
+			time.Sleep(time.Duration(n) * 10 * time.Millisecond)
+			code := m.mini()
+			if err := m.try(logical.UpdateOperation, "code2session/demo", map[string]any{"js_code": code}); err != nil {
+				notSent++
+				require.ErrorContains(t, err, "the code was not sent")
+				time.Sleep(tryPause)
+				m.login("demo", code)
+			}
+		}
+		require.Equal(t, int(tryPause/(10*time.Millisecond)), notSent)
 	})
 }
 
-func TestOnlySoManyLostAnswersAreRemembered(t *testing.T) {
+// Calls that were in the air when the account began to fail end one by one, and none of
+// them lets a second login try.
+func TestLateFailuresLetNoSecondLoginTry(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		lost, used := &problem{rule: ruleUnreachable}, &problem{rule: ownErrcodes[apiOAuth2][40163], errcode: 40163}
-		said := func(n int) string { return m.exchanges.recallLost(digest(fmt.Sprint(n)), used).Error() }
-		for n := range maxLost + 1 {
-			require.Error(t, m.exchanges.recallLost(digest(fmt.Sprint(n)), lost))
+		m.write("demo", map[string]any{"request_timeout": 30})
+		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "hang", Hang: 20 * time.Second})
+		var late, tries sync.WaitGroup
+		for range 40 {
+			late.Go(func() { m.loginFails("demo", m.mini()) })
+			time.Sleep(400 * time.Millisecond)
 		}
-		require.Contains(t, said(maxLost-1), "its answer was lost")
-		require.NotContains(t, said(maxLost), "lost")
-		time.Sleep(lostMemory)
-		synctest.Wait()
-		require.Empty(t, m.exchanges.lost)
+		time.Sleep(8 * time.Second) // ten of them have failed
+		before := m.logins()
+		for range 100 {
+			tries.Go(func() { m.loginFails("demo", m.mini()) })
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.Equal(t, before+1, m.logins())
+		late.Wait()
+		tries.Wait()
 	})
 }
 
@@ -410,15 +394,15 @@ func TestAnAccountThatHangsCostsAnotherNoLogin(t *testing.T) {
 			m.sim.SetAccount(appid, wechatsim.Account{Secret: testSecret})
 			m.write(name, map[string]any{"appid": appid, "request_timeout": 10})
 			m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, AppID: appid, Kind: "hang"})
-			for range maxExchanges + 10 {
+			for range maxLogins + 10 {
 				flood.Go(func() { m.loginFails(name, m.mini()) })
 			}
 			synctest.Wait()
 		}
 		m.write("demo", map[string]any{"request_timeout": 1})
-		for n := range maxMountExchanges/maxExchanges - 1 {
+		for n := range maxMountLogins/maxLogins - 1 {
 			hangs(n)
-			require.Equal(t, (n+1)*maxExchanges, m.sim.MaxInFlightOf(wechatsim.APICode2Session, ""))
+			require.Equal(t, (n+1)*maxLogins, m.sim.MaxInFlightOf(wechatsim.APICode2Session, ""))
 			start := time.Now()
 			for range 60 {
 				m.login("demo", m.mini())
@@ -426,8 +410,8 @@ func TestAnAccountThatHangsCostsAnotherNoLogin(t *testing.T) {
 			require.Zero(t, time.Since(start))
 		}
 		// Only where several hang the mount has no place left.
-		hangs(maxMountExchanges/maxExchanges - 1)
-		require.Equal(t, maxMountExchanges, m.sim.MaxInFlightOf(wechatsim.APICode2Session, ""))
+		hangs(maxMountLogins/maxLogins - 1)
+		require.Equal(t, maxMountLogins, m.sim.MaxInFlightOf(wechatsim.APICode2Session, ""))
 		start := time.Now()
 		status, text := m.loginFails("demo", m.mini())
 		require.Equal(t, http.StatusServiceUnavailable, status)

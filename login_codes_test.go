@@ -127,7 +127,7 @@ func TestWhoeverSendsACodeAgainGetsTheSameAnswer(t *testing.T) {
 			require.Equal(t, first, m.login("demo", code))
 		}
 		require.Equal(t, 1, m.logins())
-		time.Sleep(time.Second)
+		time.Sleep(time.Second + 1)
 		status, text := m.loginFails("demo", code)
 		require.Equal(t, http.StatusBadRequest, status)
 		require.Contains(t, text, `the code was not exchanged for account "demo": the code was used before (errcode 40163)`)
@@ -327,7 +327,7 @@ func TestLoginsThatFailNowAndThenAreLoggedOnceAMinute(t *testing.T) {
 		}
 		require.Equal(t, 2, strings.Count(m.logs.String(), "WeChat was asked for a login in vain"))
 		m.ok(logical.DeleteOperation, "config/demo", nil)
-		require.Empty(t, m.exchanges.accounts, "nothing is left of it")
+		require.Empty(t, m.backend.logins.accounts, "nothing is left of it")
 	})
 }
 
@@ -337,12 +337,12 @@ func TestAtMost256LoginsAreInFlight(t *testing.T) {
 		m.sim.SetLatencyOf(wechatsim.APICode2Session, 2*time.Second)
 		var all sync.WaitGroup
 		start := time.Now()
-		for range 2 * maxExchanges {
+		for range 2 * maxLogins {
 			all.Go(func() { m.login("demo", m.mini()) })
 		}
 		all.Wait()
 		require.Equal(t, 4*time.Second, time.Since(start), "two rounds")
-		require.Equal(t, maxExchanges, m.sim.MaxInFlightOf(wechatsim.APICode2Session, ""))
+		require.Equal(t, maxLogins, m.sim.MaxInFlightOf(wechatsim.APICode2Session, ""))
 	})
 }
 
@@ -353,7 +353,7 @@ func TestAFloodOfLoginsAtAHangingWeChat(t *testing.T) {
 		m.write("demo", map[string]any{"request_timeout": 10})
 		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "hang"})
 		var flood sync.WaitGroup
-		for range maxExchanges {
+		for range maxLogins {
 			flood.Go(func() {
 				status, text := m.loginFails("demo", m.mini())
 				require.Equal(t, http.StatusBadGateway, status)
@@ -361,7 +361,7 @@ func TestAFloodOfLoginsAtAHangingWeChat(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		require.Equal(t, maxExchanges, m.logins())
+		require.Equal(t, maxLogins, m.logins())
 
 		start := time.Now()
 		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"request_timeout": 2})
@@ -369,7 +369,7 @@ func TestAFloodOfLoginsAtAHangingWeChat(t *testing.T) {
 		require.Equal(t, http.StatusServiceUnavailable, status)
 		require.Contains(t, text, `the code was not sent for account "demo": too many calls of WeChat are in flight`)
 		require.Equal(t, 2*time.Second, time.Since(start), "its request_timeout, and the write gives it no more places")
-		require.Equal(t, maxExchanges, m.logins())
+		require.Equal(t, maxLogins, m.logins())
 
 		start = time.Now()
 		m.ok(logical.UpdateOperation, "rotate/demo", nil)
@@ -401,7 +401,7 @@ func TestASealEndsLogins(t *testing.T) {
 		m.write("demo", nil)
 		m.sim.Inject(wechatsim.Fault{API: wechatsim.APICode2Session, Kind: "hang"})
 		var all sync.WaitGroup
-		for range maxExchanges + 10 {
+		for range maxLogins + 10 {
 			all.Go(func() {
 				_, err := m.request(logical.UpdateOperation, "code2session/demo", map[string]any{"js_code": m.mini()})
 				require.Equal(t, errClosing, err)
@@ -424,9 +424,9 @@ func TestLoginsLeaveNothingBehind(t *testing.T) {
 		}
 		m.loginFails("demo", "unknown-code")
 		m.refused(logical.UpdateOperation, "oauth2/nobody", map[string]any{"code": "c"})
-		require.Len(t, m.exchanges.accounts, 1)
+		require.Len(t, m.backend.logins.accounts, 1)
 		m.ok(logical.DeleteOperation, "config/demo", nil)
-		require.Empty(t, m.exchanges.accounts)
+		require.Empty(t, m.backend.logins.accounts)
 	})
 }
 

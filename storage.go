@@ -75,23 +75,16 @@ const storageTimeout = 30 * time.Second
 // errUnreadable is wrapped by the errors of readEntry for an entry that is there, and
 // that this version of the plugin cannot read. Storage itself is well then, and to try
 // again changes nothing.
-var errUnreadable = errors.New("unreadable")
+var errUnreadable = errors.New("is unreadable")
 
-// unreadable is an errUnreadable of the entry at key. Its text names the way out.
-type unreadable struct{ key, why, remedy string }
-
-func (e *unreadable) Error() string {
-	return fmt.Sprintf("the storage entry %s %s: %s", e.key, e.why, e.remedy)
-}
-
-func (e *unreadable) Unwrap() error { return errUnreadable }
-
-// remedyFor says how to get rid of the entry at key.
-func remedyFor(key string) string {
+// unreadable is an errUnreadable of the entry at key that names the way out. The decoder's
+// errors are not in it: they could quote the entry.
+func unreadable(key, why, instead string) error {
+	remedy := "delete the account and write it anew"
 	if strings.HasPrefix(key, rotationPrefix) {
-		return "delete every account with this appid and write them anew"
+		remedy = "delete every account with this appid and write them anew"
 	}
-	return "delete the account and write it anew"
+	return fmt.Errorf("the storage entry %s %w: %s; %s%s", key, errUnreadable, why, instead, remedy)
 }
 
 // readEntry decodes the entry at key into v and checks its schema version. It
@@ -104,19 +97,16 @@ func readEntry(ctx context.Context, s logical.Storage, key string, v any) (bool,
 	var header struct {
 		Version int `json:"version"`
 	}
-	// The decoder's errors could quote the entry.
-	damaged := &unreadable{key, "cannot be decoded", remedyFor(key)}
-	if json.Unmarshal(entry.Value, &header) != nil {
-		return false, damaged
+	err = json.Unmarshal(entry.Value, &header)
+	if err == nil && header.Version != schemaVersion {
+		why := fmt.Sprintf("it has schema version %d, and this version of the plugin reads %d", header.Version, schemaVersion)
+		return false, unreadable(key, why, "run the version of the plugin that wrote it, or ")
 	}
-	if header.Version != schemaVersion {
-		return false, &unreadable{
-			key, fmt.Sprintf("has schema version %d, and this version of the plugin reads %d", header.Version, schemaVersion),
-			"run the version of the plugin that wrote it, or " + remedyFor(key),
-		}
+	if err == nil {
+		err = json.Unmarshal(entry.Value, v)
 	}
-	if json.Unmarshal(entry.Value, v) != nil {
-		return false, damaged
+	if err != nil {
+		return false, unreadable(key, "it cannot be decoded", "")
 	}
 	return true, nil
 }

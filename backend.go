@@ -121,13 +121,13 @@ func (b *backend) invalidate(key string) {
 }
 
 // walMinAge is the age at which Vault hands an entry of the write-ahead log to
-// rollback. It only spares work: rollback leaves alone what somebody is still at, and
+// rollback. It only spares work: rollback leaves alone an account whose lock is held, and
 // a revocation that the background has in hand.
 const walMinAge = 10 * time.Second
 
 // rollback finishes what an entry of the write-ahead log announced. Vault calls it for
-// entries older than walMinAge, and drops the entry if it returns nil. It waits for
-// nobody who is busy with the account.
+// entries older than walMinAge, and drops the entry if it returns nil. It does not wait
+// for the lock of an account.
 func (b *backend) rollback(ctx context.Context, req *logical.Request, kind string, data any) error {
 	if !b.keeper.writable() {
 		return errPending // it is the active node's to do
@@ -228,8 +228,8 @@ The wechat secrets engine keeps the stable access tokens of WeChat accounts
 
 An operator writes an account's AppID and AppSecret once, to config/<name>.
 Applications read token/<name> and always get the account's current token: the
-engine asks WeChat for it, keeps it, and replaces it before it runs out. Nobody
-but Vault ever sees the AppSecret, and no two services fight for the token.
+engine asks WeChat for it, keeps it, and replaces it before it runs out. The
+AppSecret stays in Vault, and no two services fight for the token.
 
 Nothing else needs it either: code2session/<name> and oauth2/<name> exchange a user's
 code for the openid, sign/<name> signs a page for JS-SDK, clear-quota/<name> sets

@@ -276,7 +276,7 @@ func (a *account) deleteStored(ctx context.Context, s logical.Storage) (begun bo
 }
 
 // reconcile removes what an unfinished change left in storage. It may run at any time
-// and any number of times, and does not wait for whoever is busy with the account.
+// and any number of times, and does not wait for the account's lock.
 func (k *keeper) reconcile(ctx context.Context, s logical.Storage, name string) error {
 	a := k.tryAcquire(name)
 	if a == nil {

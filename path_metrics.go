@@ -71,7 +71,7 @@ var (
 	descLag         = desc("accounts_due_lag_seconds", "How long the one of them that waits longest has been due.")
 	descRevocations = desc("revocations_pending", "Accounts whose leak response still waits for a forced refresh.")
 
-	descRemaining = desc("token_remaining_seconds", "Seconds that the account's token may still be handed out; 0 if there is none to hand out. An account that nobody has asked for a token has none of this.", "account")
+	descRemaining = desc("token_remaining_seconds", "Seconds that the account's token may still be handed out; 0 if there is none to hand out. An account whose token was never read has none of this.", "account")
 	descSuccess   = desc("last_success_timestamp_seconds", "When WeChat last answered with a token, since the plugin started.", "account")
 	descFailures  = desc("consecutive_failures", "Attempts to get or to store a token that failed since the last one that did not.", "account")
 	descBudget    = desc("forced_refreshes_remaining", "Forced refreshes left in the rolling 24 hours; accounts with the same appid share them.", "account")

@@ -151,7 +151,7 @@ func (l *lately) described(name string) string {
 
 const rotateHelp = `
 Writing rotate/<name> makes one forced refresh: WeChat replaces the token, and
-the old one is dead at once for everybody who still holds it. WeChat allows this
+the old one is dead at once for every application that still holds it. WeChat allows this
 20 times in 24 hours for an appid, and 30 seconds apart; the engine counts, also
 across restarts and over all names with the same appid, and answers 429 with the
 seconds to wait, and with what the last one did: it may have been an attempt of

@@ -184,13 +184,13 @@ func (b *backend) listStatus(ctx context.Context, req *logical.Request, data *fr
 const statusHelp = `
 Reading status/<name> tells how an account is: "healthy", "degraded" (the last
 attempt to get a token failed, the current one is valid), "failing" (there is
-no valid token) or "pending" (nobody has read a token yet). "last_error" says
+no valid token) or "pending" (no token was read yet). "last_error" says
 what WeChat answered, in which class that falls, and what to do about it. What
 failed is kept in memory: it is forgotten at a restart and at a write of the
 configuration. Neither token nor secret is ever shown.
 
 LIST status/ gives appid, state and expire_time of each account of a level, as
 key_info. With recursive=true the names of all levels below are listed in one
-answer; after=<name> and limit=<n> read it in pages. Who may list a level may so
+answer; after=<name> and limit=<n> read it in pages. A policy that may list a level may so
 list all below it.
 `

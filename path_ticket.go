@@ -30,7 +30,7 @@ func (b *backend) ticketPaths() []*framework.Path {
 				Summary:      "Read a ticket of the account.",
 				DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "read", OperationSuffix: "ticket"},
 				Responses: map[int][]framework.Response{http.StatusOK: {{Description: "The ticket", Fields: map[string]*framework.FieldSchema{
-					"ticket":              {Type: framework.TypeString, Description: "The ticket. It is used as it is, and whoever has it can sign for the account.", Required: true},
+					"ticket":              {Type: framework.TypeString, Description: "The ticket. It is used as it is, and it alone signs for the account.", Required: true},
 					"appid":               {Type: framework.TypeString, Description: "The account's AppID.", Required: true},
 					"type":                {Type: framework.TypeString, Description: "jsapi or wx_card.", Required: true},
 					"ttl":                 {Type: framework.TypeInt64, Description: "Seconds after which to read again.", Required: true},
@@ -70,7 +70,7 @@ func (b *backend) readTicket(ctx context.Context, req *logical.Request, data *fr
 	return resp, nil
 }
 
-// warn tells whoever uses the ticket that WeChat could not be asked about it.
+// warn tells the user of the ticket that WeChat could not be asked about it.
 func (ts *ticketState) warn(resp *logical.Response) {
 	if ts.failure == nil {
 		return
@@ -81,7 +81,7 @@ func (ts *ticketState) warn(resp *logical.Response) {
 
 const ticketHelp = `
 Reading ticket/<name> returns the account's ticket of the given "type": jsapi, the
-default, signs pages for JS-SDK, wx_card is for cards. Whoever has a ticket can
+default, signs pages for JS-SDK, wx_card is for cards. A ticket can
 sign any page of the account, and nothing revokes it. For pages, read sign/<name>
 instead: the ticket then stays in Vault.
 

@@ -97,7 +97,7 @@ Reading token/<name> returns the account's current access token. It comes from
 Vault's memory; WeChat is asked only when the token is due, which is 290 seconds
 before its end, and the engine usually does so before any reader comes.
 
-Read again after "ttl" seconds. Whoever does always holds a token that WeChat
+Read again after "ttl" seconds. A reader that does always holds a token that WeChat
 accepts, with at least two minutes of its life left. There is no lease: nothing
 is to be renewed or revoked.
 

@@ -129,8 +129,8 @@ plugin_directory = "$(pwd -P)/bin"
 EOF
 	root_token=$(random)
 	# Vault has no way to choose a free port itself: try some, below those that
-	# systems hand out to clients. Only our server knows the token, so that one who
-	# accepts it is not somebody else's on that port.
+	# systems hand out to clients. Only our server knows the token: one that
+	# accepts it is not a stranger's on that port.
 	for _ in 1 2 3 4 5; do
 		port=$((20000 + $(od -An -N2 -tu2 /dev/urandom) % 10000))
 		VAULT_ADDR=http://127.0.0.1:$port

@@ -36,7 +36,7 @@ modules=$(go env GOMODCACHE)
 mkdir -p "$modules" "$work/home"
 ln -s "$modules" "$work/modules"
 
-# Root takes the user id that means nobody, with leave to read root's modules.
+# Root takes the unprivileged user id 65534, with leave to read root's modules.
 as=
 if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null; then
 	as='setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=+dac_read_search --ambient-caps=+dac_read_search'
@@ -49,7 +49,7 @@ fi
 [ -n "$as" ] || say 'Both builds run under the same user id: only root can take another.'
 umask 077
 # $as is a list of words.
-env -i PATH="$PATH" HOME="$work/home" USER=somebody TZ=Asia/Shanghai LANG=zh_CN.UTF-8 TMPDIR="$work/home" \
+env -i PATH="$PATH" HOME="$work/home" USER=builder TZ=Asia/Shanghai LANG=zh_CN.UTF-8 TMPDIR="$work/home" \
 	GOCACHE="$work/home/cache" GOMODCACHE="$work/modules" GOPROXY="$(go env GOPROXY)" GOSUMDB="$(go env GOSUMDB)" \
 	GOTOOLCHAIN=local GOROOT="$(go env GOROOT)" GOFLAGS='-tags=elsewhere -trimpath=false' GOAMD64=v3 GOARM64=v9.0 \
 	$as "$second/scripts/build.sh" "$version" "$work/home/second.out"

@@ -88,8 +88,8 @@ func run(ctx context.Context, args []string, secret string, stdout, stderr io.Wr
 	return nil
 }
 
-// listenLoopback refuses addresses that other machines could reach, since whoever
-// reaches the control can read the tokens.
+// listenLoopback refuses addresses that other machines could reach, since the
+// control gives the tokens away.
 func listenLoopback(ctx context.Context, address string) (net.Listener, error) {
 	tcp, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {

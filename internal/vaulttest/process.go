@@ -68,10 +68,10 @@ func (p *process) running() bool {
 
 // end kills the process and its whole group, and waits until it is gone.
 func (p *process) end() {
-	_ = syscall.Kill(-p.Process.Pid, syscall.SIGKILL) // fails if nobody is left
+	_ = syscall.Kill(-p.Process.Pid, syscall.SIGKILL) // fails if none is left
 	<-p.exited
 	if p.watchdog != nil {
-		_, _ = io.WriteString(p.watchdog, "dismissed\n") // fails only if somebody killed it
+		_, _ = io.WriteString(p.watchdog, "dismissed\n") // fails only if it was killed
 		_ = p.watchdog.Close()
 	}
 }

@@ -105,7 +105,7 @@ func (tr *Traces) In(text string) []string {
 func (s *Server) LogFile() string { return s.log }
 
 // ProcessTexts returns what the system shows of the server's process and those of its
-// plugins to whoever may ask: their command lines and their environments, by the names
+// plugins to other processes: their command lines and their environments, by the names
 // of the files in /proc.
 func (s *Server) ProcessTexts() (map[string]string, error) {
 	pids, err := s.Plugins()

@@ -20,7 +20,7 @@ const ControlHelp = `Control, with JSON bodies and durations like "90s", next to
                                         tickets_per_day, logins_per_minute, clearings_per_month
   GET    /_sim/accounts/{appid}         its current access_token and tickets, and the most calls of
                                         stable_token, or of ?api=, that were in flight: max_in_flight
-  POST   /_sim/accounts/{appid}/force   refresh by force, as somebody outside; answers the access_token
+  POST   /_sim/accounts/{appid}/force   refresh by force, from outside the engine; answers the access_token
   POST   /_sim/accounts/{appid}/expire  kill all its tokens
   POST   /_sim/accounts/{appid}/ticket  replace the ticket of the type, jsapi by default; answers the ticket
   POST   /_sim/accounts/{appid}/codes   mint a user's code, good once and for five minutes, and answer it

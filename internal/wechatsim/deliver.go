@@ -41,7 +41,7 @@ func deliverReset(w http.ResponseWriter, _ *http.Request, _ Fault, _ answer) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // without it the client still sees the connection end
 	}
-	_ = conn.Close() // nobody is left to tell
+	_ = conn.Close() // no caller is left to tell
 }
 
 func deliverNothing(http.ResponseWriter, *http.Request, Fault, answer) {

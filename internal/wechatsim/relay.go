@@ -112,7 +112,7 @@ func (r *Relay) keep(conn net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.conns == nil {
-		_ = conn.Close() // nobody uses it
+		_ = conn.Close() // it is not used
 		return false
 	}
 	r.conns[conn] = true

@@ -36,7 +36,7 @@ func (s *Sim) remember(req *request, ans answer) {
 	})
 }
 
-// lookUpRid tells whoever has a token of the account what a call of the account
+// lookUpRid tells the holder of a token of the account what a call of the account
 // carried, for seven days. Secrets in it are not masked: whether WeChat masks them
 // is not documented.
 func (s *Sim) lookUpRid(req *request) (_ answer, issued bool) {

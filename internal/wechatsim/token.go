@@ -57,8 +57,8 @@ func (s *Sim) Current(appid string) string {
 	return ""
 }
 
-// ForceOutside refreshes the token of an account by force, as somebody else who
-// knows the secret would, and returns the new token. It is subject to no limit,
+// ForceOutside refreshes the token of an account by force, as another owner of
+// the secret would, and returns the new token. It is subject to no limit,
 // uses up none, and is not one of [Sim.Calls].
 func (s *Sim) ForceOutside(appid string) string {
 	s.mu.Lock()

@@ -17,8 +17,8 @@ import (
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
-// clockAhead is how far the machine's clock was set ahead, in nanoseconds. Whoever sets
-// it puts it back to zero.
+// clockAhead is how far the machine's clock was set ahead, in nanoseconds. The test
+// that sets it puts it back to zero.
 var clockAhead atomic.Int64
 
 func TestMain(m *testing.M) {

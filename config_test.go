@@ -461,8 +461,7 @@ func blocks(text string) [][]byte {
 	}
 }
 
-// Whoever may edit an account but does not know its secret must not be able to
-// send it elsewhere.
+// A writer who does not know an account's secret must not be able to send it elsewhere.
 func TestWhereTheSecretIsSentChangesOnlyWithTheSecret(t *testing.T) {
 	cert, _ := certificate(t)
 	other, _ := certificate(t)

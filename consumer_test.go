@@ -57,8 +57,8 @@ func (a vaultAnswer) seconds(t *testing.T, field string) time.Duration {
 	return time.Duration(n) * time.Second
 }
 
-// consumer reproduces the rules by which somebody else's program handles what it
-// reads from Vault.
+// consumer reproduces the rules by which an application handles what it reads from
+// Vault.
 type consumer struct {
 	// next is when it reads again after an answer.
 	next func(t *testing.T, a vaultAnswer) time.Duration

@@ -17,8 +17,8 @@ import (
 
 // unreadableEntries are what a plugin cannot read, and what its error says of it.
 var unreadableEntries = map[string]struct{ value, says string }{
-	"damaged": {`{"version":1,"c0ntent-that-nobody-may-see`, "cannot be decoded"},
-	"newer":   {fmt.Sprintf(`{"version":%d,"more":"c0ntent-that-nobody-may-see"}`, schemaVersion+1), "run the version of the plugin that wrote it"},
+	"damaged": {`{"version":1,"c0ntent-that-must-not-be-seen`, "cannot be decoded"},
+	"newer":   {fmt.Sprintf(`{"version":%d,"more":"c0ntent-that-must-not-be-seen"}`, schemaVersion+1), "run the version of the plugin that wrote it"},
 }
 
 // put writes an entry past the engine.

@@ -19,8 +19,8 @@ import (
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
-// englishOnly are the pages without a Chinese twin: they are for whoever works on
-// the project.
+// englishOnly are the pages without a Chinese twin: they are for work on the
+// project.
 var englishOnly = []string{"CHANGELOG.md", "CONTRIBUTING.md"}
 
 // pages returns the paths of all documents.

@@ -237,7 +237,7 @@ func TestEveryErrcodeOfALoginHasItsStatus(t *testing.T) {
 						got, text := m.refused(logical.UpdateOperation, request.path, map[string]any{request.field: m.mini()})
 						require.Equal(t, status, got, text)
 						require.Contains(t, text, fmt.Sprintf("errcode %d", errcode))
-						require.NotContains(t, text, triesAgain, "nobody does")
+						require.NotContains(t, text, triesAgain, "the engine does not")
 						require.NotContains(t, text, "eFEbR7yFe", "a rid is for the log")
 						require.Equal(t, errcode == 40164, strings.Contains(text, "1.2.3.4"))
 						require.Contains(t, m.logs.String(), "eFEbR7yFe")
@@ -423,7 +423,7 @@ func TestLoginsLeaveNothingBehind(t *testing.T) {
 			time.Sleep(50 * time.Millisecond)
 		}
 		m.loginFails("demo", "unknown-code")
-		m.refused(logical.UpdateOperation, "oauth2/nobody", map[string]any{"code": "c"})
+		m.refused(logical.UpdateOperation, "oauth2/absent", map[string]any{"code": "c"})
 		require.Len(t, m.backend.logins.accounts, 1)
 		m.ok(logical.DeleteOperation, "config/demo", nil)
 		require.Empty(t, m.backend.logins.accounts)
@@ -518,7 +518,7 @@ func TestALoginDoesNotBringBackAConfigurationThatWasChangedMeanwhile(t *testing.
 }
 
 func TestBadInputToALoginIsNamedAndNotShown(t *testing.T) {
-	const secret = "c0de-that-nobody-may-see"
+	const secret = "c0de-that-must-not-be-seen"
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		for _, request := range []struct{ path, field string }{{"code2session/demo", "js_code"}, {"oauth2/demo", "code"}} {
@@ -549,9 +549,9 @@ func TestBadInputToALoginIsNamedAndNotShown(t *testing.T) {
 					require.Contains(t, text, c.says, kind)
 				})
 			}
-			status, text := m.refused(logical.UpdateOperation, strings.Replace(request.path, "demo", "nobody", 1), map[string]any{request.field: "c"})
+			status, text := m.refused(logical.UpdateOperation, strings.Replace(request.path, "demo", "absent", 1), map[string]any{request.field: "c"})
 			require.Equal(t, http.StatusBadRequest, status)
-			require.Contains(t, text, "an operator adds an account of that name at wechat/config/nobody")
+			require.Contains(t, text, "an operator adds an account of that name at wechat/config/absent")
 			status, text = m.refused(logical.UpdateOperation, strings.Replace(request.path, "demo", "no..body-", 1), map[string]any{request.field: "c"})
 			require.Equal(t, http.StatusBadRequest, status)
 			require.Contains(t, text, nameRule)
@@ -584,7 +584,7 @@ func TestLoginsAreTheActiveNodes(t *testing.T) {
 		m.write("demo", nil)
 		for path, data := range map[string]map[string]any{
 			"code2session/demo": {"js_code": "c"}, "oauth2/demo": {"code": "c"}, "clear-quota/demo": nil,
-			"code2session/nobody": nil, "oauth2/-": nil, "clear-quota/nobody": nil,
+			"code2session/absent": nil, "oauth2/-": nil, "clear-quota/absent": nil,
 		} {
 			op, ok := m.Route(path).Operations[logical.UpdateOperation]
 			require.True(t, ok)

@@ -208,7 +208,7 @@ func TestAClearingIsOfOneAccount(t *testing.T) {
 		m.write("twin", nil)
 		m.ok(logical.UpdateOperation, "clear-quota/twin", nil)
 		require.Equal(t, 2, m.clearings())
-		status, text := m.refused(logical.UpdateOperation, "clear-quota/nobody", nil)
+		status, text := m.refused(logical.UpdateOperation, "clear-quota/absent", nil)
 		require.Equal(t, http.StatusBadRequest, status)
 		require.Contains(t, text, "no account")
 	})

@@ -278,7 +278,7 @@ func TestARefusedWriteStoresAndChangesNothing(t *testing.T) {
 						}
 						mayBeGood := c.status == http.StatusBadGateway || name == "quota of the day"
 						require.Equal(t, mayBeGood, strings.Contains(text, "verify=false to store this"), text)
-						require.NotContains(t, text, triesAgain, "nobody repeats a write")
+						require.NotContains(t, text, triesAgain, "a write is not repeated")
 						require.NotContains(t, text, token["access_token"])
 					})
 				}
@@ -318,7 +318,7 @@ func TestAStoredAccountThatIsTriedInVainIsToldToBeAsItWas(t *testing.T) {
 	}
 }
 
-// The writer may be whoever wants to know what listens in Vault's network.
+// The writer may want to know what listens in Vault's network.
 func TestWhatWasNotWeChatIsInTheServerLogOnly(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: http.StatusTeapot})

@@ -152,7 +152,7 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 1,
 			},
 		},
-		"a token that somebody outside has replaced": {
+		"a token that was replaced from outside": {
 			func(m *mount) { m.sim.ForceOutside(testAppID); time.Sleep(minCallInterval) },
 			func(m *mount) { m.ok(logical.UpdateOperation, "refresh/demo", nil) },
 			map[string]float64{
@@ -214,7 +214,7 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 				`wechat_calls_total{api="stable_token",errcode="none",result="unreachable"}`: 1,
 			},
 		},
-		"an errcode that nobody documents": {
+		"an errcode that is not documented": {
 			fail(wechatsim.Fault{Kind: "errcode", Errcode: 31337}),
 			func(m *mount) { m.refused(logical.UpdateOperation, "config/demo", account1(nil)) },
 			map[string]float64{`wechat_calls_total{api="stable_token",errcode="other",result="undocumented answer"}`: 1},
@@ -487,7 +487,7 @@ func TestAccountsAreShownAsTheyAre(t *testing.T) {
 	})
 }
 
-// An operator who tries a new account before its IP is on the whitelist harms nobody.
+// An operator may try a new account before its IP is on the whitelist.
 func TestAWriteThatWeChatRefusesIsNoAccountsError(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

@@ -238,7 +238,7 @@ func TestAReportAfterAForcedRefreshThatFailedIsAnsweredByWeChat(t *testing.T) {
 		m.sim.Inject(wechatsim.Fault{Kind: "lost", Mode: "forced", Times: 1})
 		m.refused(logical.UpdateOperation, "rotate/demo", nil)
 		calls := m.calls()
-		require.Equal(t, true, m.refresh(token)["changed"], "at once: nobody knows yet what holds")
+		require.Equal(t, true, m.refresh(token)["changed"], "at once: what holds is not known yet")
 		require.Equal(t, calls+1, m.calls())
 	})
 }
@@ -257,7 +257,7 @@ func TestAReportOfATokenThatIsReplacedWaitsForNobody(t *testing.T) {
 		var other sync.WaitGroup
 		other.Go(func() { m.refused(logical.UpdateOperation, "refresh/demo", nil) })
 		synctest.Wait()
-		require.Equal(t, calls+1, m.calls(), "somebody else's call is in flight")
+		require.Equal(t, calls+1, m.calls(), "another caller's call is in flight")
 		start := time.Now()
 		require.Equal(t, true, m.refresh(old)["changed"])
 		require.Zero(t, time.Since(start))

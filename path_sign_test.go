@@ -192,15 +192,15 @@ func TestAnAddressThatIsMissingOrCutOffIsRefused(t *testing.T) {
 
 func TestASignatureForAnUnknownAccountNamesThePathToWrite(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		for _, path := range []string{"sign/nobody", "ticket/nobody"} {
+		for _, path := range []string{"sign/absent", "ticket/absent"} {
 			m.changesNothing(0, func() {
 				data := map[string]any{"url": testPage}
-				if path == "ticket/nobody" {
+				if path == "ticket/absent" {
 					data = nil
 				}
 				status, text := m.refused(logical.ReadOperation, path, data)
 				require.Equal(t, http.StatusBadRequest, status)
-				require.Contains(t, text, "wechat/config/nobody")
+				require.Contains(t, text, "wechat/config/absent")
 			})
 		}
 		require.Empty(t, m.keeper.accounts, "nothing is left behind")

@@ -155,7 +155,7 @@ func TestListsHandleTheHierarchy(t *testing.T) {
 			"team-a/y/": nil,
 			"te/":       nil,
 			"myapp/":    nil,
-			"nobody/":   nil,
+			"absent/":   nil,
 		} {
 			for _, area := range []string{"config/", "token/"} {
 				m.changesNothing(0, func() {
@@ -382,7 +382,7 @@ func TestAWriteWithAFieldThatThePathDoesNotHaveIsRefused(t *testing.T) {
 // A value of the wrong type must not get into an error: that would reach the
 // client, Vault's log and the audit log in the clear.
 func TestAFieldOfTheWrongTypeIsRefusedWithoutItsValue(t *testing.T) {
-	const value = "v4lue-that-nobody-may-see"
+	const value = "v4lue-that-must-not-be-seen"
 	text := map[string]any{
 		"a map":           map[string]any{"v": value},
 		"a map in a map":  map[string]any{"v": map[string]any{value: value}},
@@ -446,7 +446,7 @@ func TestAFieldOfTheWrongTypeIsRefusedWithoutItsValue(t *testing.T) {
 }
 
 func TestAParameterOfTheWrongTypeIsRefusedWithoutItsValue(t *testing.T) {
-	const value = "v4lue-that-nobody-may-see"
+	const value = "v4lue-that-must-not-be-seen"
 	structured := map[string]any{
 		"a map":           map[string]any{"v": value},
 		"a list":          []any{value},
@@ -586,7 +586,7 @@ func TestWhatIsSecretIsMarked(t *testing.T) {
 }
 
 func TestAFieldThatIsNotKnownIsNeverShown(t *testing.T) {
-	const value = "v4lue-that-nobody-may-see"
+	const value = "v4lue-that-must-not-be-seen"
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation} {
@@ -621,7 +621,7 @@ func TestResponsesAreAsDeclared(t *testing.T) {
 			{logical.ReadOperation, "ticket/team/a", map[string]any{"type": "wx_card"}},
 			{logical.ListOperation, "config/", nil},
 			{logical.ListOperation, "config/team/", nil},
-			{logical.ListOperation, "config/nobody/", nil},
+			{logical.ListOperation, "config/absent/", nil},
 			{logical.ListOperation, "token/", nil},
 			{logical.ListOperation, "token/team/", nil},
 			{logical.ReadOperation, "status/team/a", nil},
@@ -633,7 +633,7 @@ func TestResponsesAreAsDeclared(t *testing.T) {
 			{logical.ReadOperation, "status/failing", nil},
 			{logical.ListOperation, "status/", nil},
 			{logical.ListOperation, "status/team/", nil},
-			{logical.ListOperation, "status/nobody/", nil},
+			{logical.ListOperation, "status/absent/", nil},
 			{logical.ListOperation, "status/", map[string]any{"recursive": true}},
 			{logical.DeleteOperation, "config/team/a", nil},
 		} {
@@ -666,7 +666,7 @@ func TestEntriesCarryTheSchemaVersion(t *testing.T) {
 }
 
 func TestAnEntryThatCannotBeReadIsNamedAndNotShown(t *testing.T) {
-	const content = "c0ntent-that-nobody-may-see"
+	const content = "c0ntent-that-must-not-be-seen"
 	newer := fmt.Sprint(schemaVersion + 1)
 	for name, c := range map[string]struct {
 		value string

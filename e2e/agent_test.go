@@ -223,7 +223,7 @@ func requestsOf(t *testing.T, v *vaulttest.Server, path string) (forPath, all ma
 
 // Two real Agents with the example configurations: one keeps a file, the other
 // runs an application that has the token in its environment. Tokens are replaced
-// every ten seconds and live for a minute. For minutes nobody may hold a token
+// every ten seconds and live for a minute. For minutes no application may hold a token
 // that the platform does not accept, whatever happens, with one exception: a
 // replacement by force kills the token at once, and the Agents learn of it when
 // they read again, which is after max_ttl and a second at the latest. The

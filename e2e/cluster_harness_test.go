@@ -140,7 +140,7 @@ func (l *load) read(ctx context.Context, node *vaulttest.Server, name, appid str
 	if err == nil {
 		whose, errcode = l.e.Check(accessToken(answer))
 		// A token that was handed out just before a forced refresh is dead when it
-		// arrives, and nobody can help it.
+		// arrives, and there is no help for it.
 		overlaps = l.forcedSince(appid, begin)
 	}
 	l.mu.Lock()

@@ -113,7 +113,7 @@ func (h *highlyAvailable) phase(t *testing.T, what string, happen func(*testing.
 		defer func() {
 			seen := h.load.take(t)
 			if seen.reads == 0 {
-				t.Error("nobody read a token")
+				t.Error("no token was read")
 			}
 			t.Logf("%s, %d calls for the %d brief accounts; readers saw %s",
 				time.Since(begin).Round(time.Millisecond), h.briefCalls()-before, len(h.brief), seen)

@@ -59,7 +59,7 @@ func TestConfigReadsBackEveryFieldButTheSecret(t *testing.T) {
 func TestUnknownConfigIsNotFound(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
-	response, err := e.vault.Logical().ReadRaw(e.path + "/config/nobody")
+	response, err := e.vault.Logical().ReadRaw(e.path + "/config/absent")
 	if response == nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestListsShowOneLevel(t *testing.T) {
 		"team-a":    {"blog", "eu/", "shop"},
 		"team-a/eu": {"shop"},
 		"myapp":     nil,
-		"nobody":    nil,
+		"absent":    nil,
 	} {
 		for _, area := range []string{"config/", "token/"} {
 			if got := e.list(t, area+level); !slices.Equal(got, want) {
@@ -382,8 +382,8 @@ func TestProxyIsUsedAndItsPasswordHidden(t *testing.T) {
 
 	wrong := e.hide(random())
 	for what, bad := range map[string]fields{
-		"a wrong password":    through(proxy.URL, wrong),
-		"nobody at that port": through(unreachable(t), wrong),
+		"a wrong password":         through(proxy.URL, wrong),
+		"no listener at that port": through(unreachable(t), wrong),
 	} {
 		_, err := e.write("myapp", account, bad)
 		if err == nil {

@@ -121,7 +121,7 @@ func TestCommandLine(t *testing.T) {
 	if got := run("", "path-help", "wechat/config/myapp"); !strings.Contains(got, "vault write wechat/config/myapp") {
 		t.Errorf("vault path-help prints\n%s", got)
 	}
-	if got, err := command("", "read", "wechat/token/nobody"); err == nil || !strings.Contains(got, "wechat/config/nobody") {
+	if got, err := command("", "read", "wechat/token/absent"); err == nil || !strings.Contains(got, "wechat/config/absent") {
 		t.Errorf("vault read of an unknown name prints\n%s", got)
 	}
 	run("", "delete", "wechat/config/myapp")

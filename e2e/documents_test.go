@@ -519,7 +519,7 @@ func pageBlocks(t *testing.T, page string) [][]shown {
 }
 
 // What differs from run to run: times, what is left of a life, this machine's ports,
-// and values that nobody chose.
+// and random values.
 var (
 	aTime      = regexp.MustCompile(`\d{4}-\d\d-\d\dT[\d:.]+Z|\b1\d{9}\b`)
 	aTTL       = regexp.MustCompile(`\bttl (\d+[ms])+`)

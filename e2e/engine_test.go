@@ -148,7 +148,7 @@ func (r *recording) Write(b []byte) (int, error) {
 // Unwrap lets http.ResponseController through to the connection.
 func (r *recording) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
-// random returns 32 characters that nobody else has.
+// random returns 32 characters that are nowhere else.
 func random() string {
 	b := make([]byte, 16)
 	_, _ = rand.Read(b) // never fails, by its documentation

@@ -58,7 +58,7 @@ func TestEveryExampleIsTestedAndLinkedTo(t *testing.T) {
 	root := filepath.Join("..", "examples")
 	must(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err == nil && entry.Name() == "node_modules" {
-			return fs.SkipDir // what npm put there, for somebody who tries an example
+			return fs.SkipDir // what npm put there, where an example was tried
 		}
 		if err == nil && !entry.IsDir() {
 			path, err = filepath.Rel(root, path)

@@ -202,8 +202,8 @@ func TestValidTokenIsServedWhileWeChatFails(t *testing.T) {
 	}
 }
 
-// While the token is not due, nobody waits for a comparison with WeChat's, and
-// nobody is told that it fails.
+// While the token is not due, no reader waits for a comparison with WeChat's, or is told
+// that it fails.
 func TestFailingComparisonDisturbsNoReader(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
@@ -252,7 +252,7 @@ func TestReadFailsAfterTheTokensEnd(t *testing.T) {
 	otherToken(t, first, e.token(t, "myapp"))
 }
 
-// unreachable is the URL of a port at which nobody listens.
+// unreachable is the URL of a port without a listener.
 func unreachable(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -134,7 +134,7 @@ func TestPageIsSigned(t *testing.T) {
 	}
 	gate.saw(t, "the page once more", "GET sign")
 
-	// A page of somebody else gets no signature.
+	// A foreign page gets no signature.
 	for _, address := range []string{"https://evil.example.com/", origin, origin + ".evil.example.com/", ""} {
 		resp, err := http.Get(origin + "/signature?" + url.Values{"url": {address}}.Encode())
 		must(t, err)
@@ -143,7 +143,7 @@ func TestPageIsSigned(t *testing.T) {
 			t.Errorf("%q is signed: %s", address, resp.Status)
 		}
 	}
-	gate.saw(t, "pages of somebody else")
+	gate.saw(t, "foreign pages")
 }
 
 // open opens a page in a browser until the test ends.

@@ -80,8 +80,8 @@ func TestUsersLogInWithoutTheAppSecret(t *testing.T) {
 			_, err := e.post(path, data)
 			refused(t, err, http.StatusBadRequest, "myapp", "errcode 40029", "what to do")
 		}
-		_, err := e.post("code2session/nobody", fields{"js_code": e.hide(random())})
-		refused(t, err, http.StatusBadRequest, "no account", e.path+"/config/nobody")
+		_, err := e.post("code2session/absent", fields{"js_code": e.hide(random())})
+		refused(t, err, http.StatusBadRequest, "no account", e.path+"/config/absent")
 		_, err = e.post("code2session/myapp", nil)
 		refused(t, err, http.StatusBadRequest, "js_code is missing")
 	})

@@ -64,7 +64,7 @@ func built(t *testing.T, dir string) string {
 	return program
 }
 
-// The backends for mini programs, in Go and in Node: users log in, and nobody but
+// The backends for mini programs, in Go and in Node: users log in, and only
 // Vault has the AppSecret.
 func TestMiniProgramsNeedNoAppSecret(t *testing.T) {
 	t.Run("go", func(t *testing.T) {
@@ -163,7 +163,7 @@ func testMiniProgram(t *testing.T, dir string, command []string) {
 	phone(session, "the first phone number", "GET token")
 	asked := time.Now()
 	phone(session, "another one")
-	ask("/phone", "of nobody", fields{"code": "any"}, http.StatusUnauthorized)
+	ask("/phone", "of no session", fields{"code": "any"}, http.StatusUnauthorized)
 	ask("/phone", session, fields{"code": "bad"}, http.StatusBadRequest)
 	gate.saw(t, "phone numbers that there are not")
 
@@ -175,7 +175,7 @@ func testMiniProgram(t *testing.T, dir string, command []string) {
 	ask("/profile", session, fields{"rawData": profile, "signature": signature}, http.StatusOK)
 	ask("/profile", session, fields{"rawData": profile + " ", "signature": signature}, http.StatusForbidden)
 
-	// While Vault is away nobody can log in, and who has, goes on.
+	// While Vault is away no user can log in, and those who have go on.
 	gate.closed.Store(true)
 	ask("/login", "", fields{"code": mint(wechatsim.APICode2Session).Code}, http.StatusServiceUnavailable)
 	gate.saw(t, "a login while Vault is away", "code2session")

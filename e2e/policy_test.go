@@ -134,7 +134,7 @@ func (p permission) data(t *testing.T, e *engine) fields {
 // succeed, all others have to be denied.
 //
 // No client may have both an account's token and an answer that may hold the rid
-// of a call with the AppSecret: WeChat shows that call's body to whoever has both.
+// of a call with the AppSecret: WeChat shows that call's body to a client that has both.
 func (e *engine) permits(t *testing.T, client *api.Client, accounts []string, granted func(permission) bool) {
 	t.Helper()
 	grants, tokens, rids := 0, false, false

@@ -105,9 +105,9 @@ func TestRejectedTokenThatWasReplacedOutsideCostsOneCall(t *testing.T) {
 	e.refreshed(t, "myapp", account, accessToken(old), true, 1)
 	otherToken(t, old, e.token(t, "myapp"))
 	if accessToken(e.token(t, "myapp")) != outside {
-		t.Error("the token is not the one that was issued to somebody else")
+		t.Error("the token is not the one that was issued to another caller")
 	}
-	// Whoever reports the old one late learns of the new one at once.
+	// A late report of the old one learns of the new one at once.
 	e.refreshed(t, "myapp", account, accessToken(old), true, 0)
 }
 
@@ -129,7 +129,7 @@ func TestReportReachesTheOtherNamesOfTheAppID(t *testing.T) {
 		token := e.token(t, name)
 		otherToken(t, old, token)
 		if accessToken(token) != outside {
-			t.Errorf("%s has not the token that was issued to somebody else", name)
+			t.Errorf("%s has not the token that was issued to another caller", name)
 		}
 	}
 	if n := e.calls(account) - before; n != 2 {

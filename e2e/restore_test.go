@@ -12,7 +12,7 @@ import (
 
 // Storage is set back by a restored snapshot, and WeChat is not. What an operator
 // wrote is right at once, as of the snapshot. A token that was replaced by force since
-// then is dead, and served until it is compared with WeChat's or until somebody runs
+// then is dead, and served until it is compared with WeChat's or until
 // `vault write -f wechat/refresh/<name>`, which makes it right with one normal call.
 // Forced refreshes since the snapshot are forgotten, and a leak response that was
 // half done then is completed once more.
@@ -67,7 +67,7 @@ func TestRestoredSnapshotIsMadeRightByOneCommandPerAccount(t *testing.T) {
 	e.absent(t, "later")
 	e.token(t, "removed")
 	if got := accessToken(e.token(t, "untouched")); got != others["untouched"] {
-		t.Error("a token that nobody replaced is another one")
+		t.Error("a token that was not replaced is another one")
 	}
 
 	// The command.

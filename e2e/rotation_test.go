@@ -262,7 +262,7 @@ func TestRotationThatWeChatAnswersWithTheSameTokenCounts(t *testing.T) {
 }
 
 // A refusal, be it WeChat's or a gateway's, leaves the old token in force and costs
-// nothing. After any other failure nobody knows which token holds, so the next reader asks.
+// nothing. After any other failure it is not known which token holds, so the next reader asks.
 func TestRotationThatFailsLeavesNoDeadToken(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
@@ -605,13 +605,12 @@ func (e *engine) answeredLate(t *testing.T, account, with fields) *api.Secret {
 	return old
 }
 
-// late is when WeChat's answer comes, had nobody been disturbed until then, and
-// slow lets the plugin wait for it.
+// late is when WeChat's answer comes, after an undisturbed wait, and slow lets the plugin wait for it.
 const late = 12 * time.Second
 
 var slow = fields{"request_timeout": "15s"}
 
-// asking makes a request in the background, whose answer nobody may get.
+// asking makes a request in the background, whose answer may get lost.
 func (e *engine) asking(t *testing.T, request func()) {
 	t.Helper()
 	var waiting sync.WaitGroup
@@ -620,7 +619,7 @@ func (e *engine) asking(t *testing.T, request func()) {
 }
 
 // A forced call is held up on its way to WeChat, and takes effect when the old
-// token was already confirmed. Nobody can know; the next comparison tells.
+// token was already confirmed. Only the next comparison can tell.
 func carriedOutLate(t *testing.T, e *engine) func(*testing.T) {
 	t.Helper()
 	account := e.account(wechatsim.Account{})

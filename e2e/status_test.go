@@ -246,7 +246,7 @@ func TestListOfStatusesTellsOfEachAccount(t *testing.T) {
 		{"the first level", "", nil, []string{"failing", "myapp", "pending", "team-a/", "team-b"}},
 		{"a level below", "team-a", nil, []string{"eu/", "shop"}},
 		{"the lowest level", "team-a/eu", nil, []string{"shop"}},
-		{"an empty level", "nobody", nil, nil},
+		{"an empty level", "absent", nil, nil},
 		{"all levels", "", url.Values{"recursive": {"true"}}, []string{"failing", "myapp", "pending", "team-a/eu/shop", "team-a/shop", "team-b"}},
 		{"all below a level", "team-a", url.Values{"recursive": {"true"}}, []string{"eu/shop", "shop"}},
 		{"the first page", "", url.Values{"recursive": {"true"}, "limit": {"2"}}, []string{"failing", "myapp"}},
@@ -289,7 +289,7 @@ const (
 	hammerTime  = 10 * time.Second
 )
 
-// hammer reads a token in this way, whoever else is still waiting for an answer.
+// hammer reads a token in this way, while other readers still wait for an answer.
 // Every read has to be refused with this status.
 func (e *engine) hammer(t *testing.T, name string, status int, words ...string) {
 	t.Helper()

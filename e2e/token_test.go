@@ -168,7 +168,7 @@ func TestTokenIsRefreshedWithoutReaders(t *testing.T) {
 	account := e.account(wechatsim.Account{Lifetime: 8 * time.Second, Overlap: 6 * time.Second})
 	e.configure(t, "myapp", account)
 	first := e.token(t, "myapp")
-	eventually(t, patience, "three tokens issued although nobody reads", func() bool {
+	eventually(t, patience, "three tokens issued without a reader", func() bool {
 		issued := 0
 		for _, call := range e.Calls(account["appid"].(string)) {
 			if call.Issued {
@@ -188,7 +188,7 @@ func TestUnreadTokenOfAnUnverifiedAccountIsNotFetched(t *testing.T) {
 	e.configure(t, "control", control)
 	eventually(t, patience, "the background works", func() bool { return e.calls(control) >= 3 })
 	if n := e.calls(quiet); n != 0 {
-		t.Errorf("WeChat was called %d times for an account that nobody read", n)
+		t.Errorf("WeChat was called %d times for an account that was never read", n)
 	}
 }
 
@@ -199,7 +199,7 @@ func TestTokenReplacedOutsideIsNoticed(t *testing.T) {
 	e.configure(t, "myapp", account, fields{"sync_interval": "1m"})
 	first := e.token(t, "myapp")
 	outside := e.hide(e.ForceOutside(account["appid"].(string)))
-	eventually(t, 2*time.Minute, "the token that was issued to somebody else is read", func() bool {
+	eventually(t, 2*time.Minute, "the token that was issued to another caller is read", func() bool {
 		answer, err := e.readToken("myapp")
 		return err == nil && accessToken(answer) == outside
 	})

@@ -52,7 +52,7 @@ func TestFindHostTakesTheEnvironmentAway(t *testing.T) {
 	}
 	t.Setenv("VAULT_BIN", program)
 	t.Setenv("VAULT_ADDR", "https://vault.example.com")
-	t.Setenv("BAO_TOKEN", "somebody's")
+	t.Setenv("BAO_TOKEN", "another's")
 	host, err := FindHost(t.Context())
 	if err != nil || host.Path != program || host.String() != "OpenBao 2.6.0" {
 		t.Errorf("the host is %+v, %v", host, err)

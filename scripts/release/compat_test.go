@@ -27,7 +27,7 @@ func newCompat(t *testing.T) clone {
 	script(t, scripts, "pinned.sh.vault-1.16", `echo "Vault v1.16.3 ('abc'), built 2024-05-31T13:03:33Z"`)
 	script(t, scripts, "pinned.sh.vault-1.20", `echo "Vault v1.20.1 ('abc'), built 2025-07-31T13:03:33Z"`)
 	script(t, c.programs, "bao", `echo 'OpenBao v2.6.0 (abc), built 2026-05-04T03:02:01Z'`)
-	script(t, c.programs, "nobody", `echo 'command not found'`)
+	script(t, c.programs, "absent", `echo 'command not found'`)
 	script(t, c.programs, "go", `[ -z "${LACKS:-}" ] || echo "$LACKS" >"$NOT_RUN"; printf '%b' "$TESTS"; exit "$STATUS"`)
 	c.write(t, "README.md", englishTable)
 	c.write(t, "README.zh-CN.md", chineseTable)
@@ -140,7 +140,7 @@ func TestMakeCompatFailsWhereItHasNowhereToWrite(t *testing.T) {
 
 func TestMakeCompatRefusesAProgramThatIsNoServer(t *testing.T) {
 	c := newCompat(t)
-	printed, err := c.run(t, ".", []string{"TESTS=" + twoPass, "STATUS=0", "VAULT_BIN=" + filepath.Join(c.programs, "nobody")}, "scripts/compat.sh")
+	printed, err := c.run(t, ".", []string{"TESTS=" + twoPass, "STATUS=0", "VAULT_BIN=" + filepath.Join(c.programs, "absent")}, "scripts/compat.sh")
 	require.Error(t, err)
 	require.Contains(t, printed, "does not answer like Vault or OpenBao")
 	require.Equal(t, englishTable, string(read(t, c.folder, "README.md")))

@@ -85,7 +85,7 @@ func newRelease(t *testing.T) string {
 	return folder
 }
 
-// fake is a program whose bytes nobody runs.
+// fake is a program whose bytes are never run.
 func fake(system, arch string) program {
 	name := plugin
 	if system == "windows" {
@@ -101,7 +101,7 @@ func TestAReleaseOfABuiltProgram(t *testing.T) {
 	require.NoError(t, err)
 	sum := sha256Hex(data)
 
-	t.Run("the archive holds program, licence and instructions, in order and of nobody", func(t *testing.T) {
+	t.Run("the archive holds program, licence and instructions, in order and without an owner", func(t *testing.T) {
 		files := untarGzip(t, read(t, folder, base+".tar.gz"))
 		assert.Equal(t, []string{base + "/", base + "/INSTALL.md", base + "/LICENSE", base + "/" + plugin}, names(files))
 		for _, f := range files {

@@ -4,17 +4,23 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/logical"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
 )
 
 // reloadInterval is how often the background tries to load what storage
 // did not give.
 const reloadInterval = 30 * time.Second
+
+// slowCall is how long a call takes at least that is slow.
+const slowCall = time.Second
 
 var (
 	errUnmounted = errors.New("the mount is being closed")
@@ -35,8 +41,14 @@ type common struct {
 	// ctx ends when the mount does, and with it every call to WeChat.
 	ctx context.Context
 
-	schedule schedule
-	appids   appids
+	schedule *wake.Schedule
+	busy     sync.WaitGroup // what runs in the background
+
+	// tend does what is due for an account or a ticket. start sets it, before it starts
+	// the schedule, which alone calls it.
+	tend func(any)
+
+	appids appids
 }
 
 // account is one account in memory.
@@ -92,33 +104,30 @@ type account struct {
 	// without lock; what one of them is for, its own state says.
 	tickets [ticketTypes]atomic.Pointer[accountTicket]
 
-	at place // in the schedule
+	job wake.Job
 }
 
 func newAccount(c *common, name string) *account {
-	return &account{name: name, common: c, lock: semaphore.NewWeighted(1)}
+	a := &account{name: name, common: c, lock: semaphore.NewWeighted(1)}
+	a.job = wake.Job{Key: a.key, Work: func() { c.tend(a) }}
+	return a
 }
 
-// place and errand make an account a sleeper.
-func (a *account) place() *place { return &a.at }
-
-func (a *account) errand() errand {
+// key says which other accounts the background keeps this one waiting for.
+func (a *account) key() wake.Key {
 	st := a.state.Load()
 	if st == nil {
-		return errand{kind: fastLane, level: levelOf(a.name)}
+		return wake.Key{Kind: "load"}
 	}
-	kind, slow := fastLane, slowLane
+	key := wake.Key{Kind: "token", Slow: st.took >= slowCall, Way: st.way}
 	if a.revocation.Load() != nil {
-		kind, slow = revokeLane, slowRevokeLane
+		key.Kind = "leak response"
 	}
-	if st.took >= slowCall {
-		kind = slow
-	}
-	return errand{kind: kind, level: levelOf(a.name), host: st.host}
+	return key
 }
 
 // wake has the background look at the account now.
-func (a *account) wake() { a.schedule.set(a, wallClock()) }
+func (a *account) wake() { a.schedule.Set(&a.job, wallClock()) }
 
 // version tells states of different contents of storage apart, as far as other nodes
 // change it.
@@ -324,13 +333,19 @@ func (a *account) owners(ctx context.Context, s logical.Storage) (map[string]str
 	return owners, nil
 }
 
+func (a *account) newTicket(kind ticketType, way string) *accountTicket {
+	t := &accountTicket{name: a.name, kind: kind, way: way, lock: semaphore.NewWeighted(1)}
+	t.job = wake.Job{Key: t.key, Work: func() { a.tend(t) }}
+	return t
+}
+
 // ticket returns the account's ticket of a type in memory, where it puts it if need be.
-func (a *account) ticket(kind ticketType, host string) *accountTicket {
+func (a *account) ticket(kind ticketType, way string) *accountTicket {
 	for {
 		if t := a.tickets[kind].Load(); t != nil {
 			return t
 		}
-		a.tickets[kind].CompareAndSwap(nil, newAccountTicket(a.name, kind, host))
+		a.tickets[kind].CompareAndSwap(nil, a.newTicket(kind, way))
 	}
 }
 
@@ -344,32 +359,32 @@ func (a *account) forgetTickets() {
 
 func (a *account) forgetTicket(kind ticketType) {
 	if t := a.tickets[kind].Swap(nil); t != nil {
-		a.schedule.set(t, time.Time{})
+		a.schedule.Set(&t.job, time.Time{})
 	}
 }
 
 // renewTickets ends the waits of tickets for failures that were mended, also for one with
 // which a call in the air is yet to end: each ticket goes on as another one, for which
-// what such a call brings does not count. host is the account's from now on.
-func (a *account) renewTickets(host string, mended func(*problem) bool) {
+// what such a call brings does not count. way is the account's from now on.
+func (a *account) renewTickets(way string, mended func(*problem) bool) {
 	for kind := range ticketTypes {
 		t := a.tickets[kind].Load()
 		if t == nil {
 			continue
 		}
-		now, next := wallClock(), newAccountTicket(a.name, kind, host)
+		now, next := wallClock(), a.newTicket(kind, way)
 		next.used.Store(t.used.Load())
-		wake := time.Time{}
+		at := time.Time{}
 		if ts := t.state.Load(); ts != nil {
 			if ts.failure != nil && mended(ts.failure.problem) {
 				ts = ts.retried(now)
 			}
 			next.state.Store(ts)
-			wake = ts.wake()
+			at = ts.wake()
 		}
 		if a.tickets[kind].CompareAndSwap(t, next) {
-			a.schedule.set(t, time.Time{})
-			a.schedule.set(next, wake)
+			a.schedule.Set(&t.job, time.Time{})
+			a.schedule.Set(&next.job, at)
 		}
 	}
 }
@@ -383,7 +398,7 @@ func (a *account) recheckTickets(now time.Time) {
 		}
 		t.used.Store(min(t.used.Load(), now.Unix()))
 		if ts := t.state.Load(); ts != nil && t.state.CompareAndSwap(ts, ts.recheck(now)) {
-			a.schedule.set(t, now)
+			a.schedule.Set(&t.job, now)
 		}
 	}
 }

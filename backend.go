@@ -9,7 +9,6 @@
 //	metrics.go            the counters of what happens
 //	events.go             what the host is told of
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds
-//	schedule.go           the wake queue and its workers; knows nothing of accounts
 //	config.go, token.go   an account as it is stored; a token as it is stored
 //	guard.go              the record of a forced call that a late write must not undo
 //	appid.go              what the names of one AppID share: epoch, history, members

@@ -27,18 +27,19 @@ const (
 func (k *keeper) start(s logical.Storage) {
 	k.started.Do(func() {
 		holdOff := time.Now().Add(startHoldOff)
-		k.schedule.busy.Go(func() { k.events.run(k.ctx) })
-		k.schedule.busy.Go(func() {
+		k.tend = func(due any) {
+			switch due := due.(type) {
+			case *account:
+				k.maintain(s, due)
+			case *accountTicket:
+				k.maintainTicket(s, due)
+			}
+		}
+		k.busy.Go(func() { k.events.run(k.ctx) })
+		k.busy.Go(func() {
 			k.loadAll(s)
 			close(k.loaded)
-			k.schedule.start(holdOff, func(t sleeper) {
-				switch t := t.(type) {
-				case *account:
-					k.maintain(s, t)
-				case *accountTicket:
-					k.maintainTicket(s, t)
-				}
-			})
+			time.AfterFunc(time.Until(holdOff), k.schedule.Start)
 			k.sweepHistories(s)
 		})
 	})
@@ -72,7 +73,7 @@ func (k *keeper) loadAll(s logical.Storage) {
 	// A revocation waits for whoever is busy with its account, and nobody waits for it.
 	k.resuming.Add(int64(len(pending)))
 	for _, r := range pending {
-		k.schedule.busy.Go(func() { k.resume(s, r) })
+		k.busy.Go(func() { k.resume(s, r) })
 	}
 	var group errgroup.Group
 	group.SetLimit(loaders)
@@ -115,7 +116,7 @@ func (k *keeper) resume(s logical.Storage, r *revocation) {
 func (k *keeper) maintain(s logical.Storage, a *account) {
 	if !a.lock.TryAcquire(1) {
 		// Whoever holds it may have set the schedule already.
-		k.schedule.set(a, wallClock().Add(time.Second))
+		k.schedule.Set(&a.job, wallClock().Add(time.Second))
 		return
 	}
 	defer k.release(a)
@@ -165,7 +166,7 @@ func (a *account) maintain(s logical.Storage, st *state) {
 // then too late, and WeChat is asked how long each token still lives.
 func (k *keeper) tick() {
 	k.client.tidy()
-	k.schedule.fire()
+	k.schedule.Sweep()
 	now := wallClock()
 	k.mu.Lock()
 	var all []*account
@@ -178,7 +179,7 @@ func (k *keeper) tick() {
 		return
 	}
 	k.log.Warn("the clock was set back: WeChat is asked about every token", "accounts", len(all))
-	k.schedule.busy.Go(func() {
+	k.busy.Go(func() {
 		var group errgroup.Group
 		group.SetLimit(loaders)
 		for _, a := range all {
@@ -260,7 +261,7 @@ func (k *keeper) settle(ctx context.Context, s logical.Storage, g *guard) error 
 // wait for them.
 func (k *keeper) stop() {
 	k.cancel()
-	k.schedule.stop()
+	k.schedule.Stop()
 	k.client.close()
 }
 

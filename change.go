@@ -116,7 +116,7 @@ func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, c
 	if r := a.revocation.Load(); r != nil {
 		r.retryNow()
 	}
-	a.renewTickets(cfg.host(), func(*problem) bool { return true })
+	a.renewTickets(cfg.way(), func(*problem) bool { return true })
 	return nil
 }
 

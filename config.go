@@ -83,18 +83,22 @@ func (cfg *config) endpoint() endpoint {
 	}
 }
 
-// host is where the calls of the account go first, to its proxy or its upstream: accounts
-// that share it are slow together. Ports do not tell hosts apart.
-func (cfg *config) host() string {
-	way := cfg.BaseURL
+// way is how the account's calls go, by the host and port of its proxy and of its
+// upstream: accounts with the same way are slow together.
+func (cfg *config) way() string {
+	way := hostOf(cfg.BaseURL)
 	if cfg.ProxyURL != "" {
-		way = cfg.ProxyURL
+		way += " by " + hostOf(cfg.ProxyURL)
 	}
-	u, err := url.Parse(way)
+	return way
+}
+
+func hostOf(address string) string {
+	u, err := url.Parse(address)
 	if err != nil {
 		return ""
 	}
-	return strings.ToLower(u.Hostname())
+	return u.Host
 }
 
 // update returns the account with the fields that data names changed, cfg

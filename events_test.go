@@ -153,7 +153,7 @@ func TestEventsAfterTheEndOfAMountAreNotSent(t *testing.T) {
 		require.Len(t, sent.Events, 1)
 		k.stop()
 		k.events.send(eventConfigDelete, configPrefix, "demo")
-		k.schedule.busy.Wait()
+		k.busy.Wait()
 		require.Len(t, sent.Events, 1)
 	})
 }

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -218,7 +217,7 @@ func TestALateWriteOfAMountThatIsClosedDoesNoHarm(t *testing.T) {
 			m.open()
 			then(t, m, &landed)
 			landed.Wait()
-			old.keeper.schedule.busy.Wait()
+			old.keeper.busy.Wait()
 		})
 	}
 	t.Run("the token keeps its last_vault_rotation", func(t *testing.T) {
@@ -589,31 +588,6 @@ func TestReportsThatWeChatDoesNotConfirmLeaveATrace(t *testing.T) {
 		require.Nil(t, status["last_rejection_time"])
 	})
 }
-
-func TestAStoppedScheduleWorksOffNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var s schedule
-		var worked atomic.Int32
-		goOn := make(chan struct{})
-		s.start(time.Now(), func(sleeper) { worked.Add(1); <-goOn })
-		for range 100 {
-			s.set(&napper{}, wallClock())
-		}
-		synctest.Wait()
-		begun := worked.Load()
-		require.Less(t, begun, int32(100), "some of them wait for a worker")
-		s.stop()
-		close(goOn)
-		s.busy.Wait()
-		require.Equal(t, begun, worked.Load())
-	})
-}
-
-// napper is a sleeper of one host.
-type napper struct{ at place }
-
-func (n *napper) place() *place  { return &n.at }
-func (n *napper) errand() errand { return errand{kind: fastLane, host: "one.example.com"} }
 
 func TestAFailureOfAnAttemptBegunBeforeTheDueTimeDelaysNothing(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {

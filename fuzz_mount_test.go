@@ -73,7 +73,7 @@ func openFuzzed(t *testing.T, s logical.Storage) (b *backend, logs *safeBuffer, 
 	<-b.keeper.loaded
 	return b, logs, func() {
 		b.Cleanup(context.Background())
-		b.keeper.schedule.busy.Wait()
+		b.keeper.busy.Wait()
 	}
 }
 

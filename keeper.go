@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
 )
 
 // overtakenPause is how long the background leaves an account alone whose call came to
@@ -38,6 +40,7 @@ func newKeeper(log hclog.Logger, c *client, sender logical.EventSender, writable
 		common: &common{log: log, client: c, metrics: newMetrics(), writable: writable, appids: appids{guards: newGuards()}},
 		loaded: make(chan struct{}), accounts: make(map[string]*account),
 	}
+	k.schedule = wake.New(wallClock, &k.busy)
 	wallClock() // whatever was set back before is history
 	k.era = era()
 	c.observe = k.metrics.called
@@ -121,7 +124,7 @@ func (k *keeper) release(a *account) {
 			if wait := time.Until(a.overtaken.Add(overtakenPause)); wait > 0 && !at.IsZero() && at.Before(now.Add(wait)) {
 				at = now.Add(wait) // unless the end of that call wakes it before
 			}
-			k.schedule.set(a, at)
+			k.schedule.Set(&a.job, at)
 			// Whoever changes the epoch wakes the account after that, and must not have
 			// been overtaken by this.
 			if st.appid.epoch.Load() == epoch {
@@ -129,13 +132,13 @@ func (k *keeper) release(a *account) {
 			}
 		}
 	case a.state.Load() != nil: // overtaken by a change in storage
-		k.schedule.set(a, now)
+		k.schedule.Set(&a.job, now)
 	case a.needsLoad:
-		k.schedule.set(a, now.Add(reloadInterval))
+		k.schedule.Set(&a.job, now.Add(reloadInterval))
 	default:
 		a.remove()
 		a.gone = true
-		k.schedule.set(a, time.Time{})
+		k.schedule.Set(&a.job, time.Time{})
 		k.forgetAccount(a)
 	}
 }

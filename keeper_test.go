@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -145,7 +146,7 @@ func TestTokensDueDuringADownTimeAreReplacedAfterIt(t *testing.T) {
 		time.Sleep(startHoldOff + time.Second)
 		synctest.Wait()
 		require.Equal(t, calls+200, m.calls(), "one call for each token that was due")
-		require.LessOrEqual(t, m.sim.MaxInFlight(""), share(laneWorkers[fastLane]))
+		require.LessOrEqual(t, m.sim.MaxInFlight(""), wake.Workers)
 		require.Greater(t, m.sim.MaxInFlight(""), 1)
 	})
 }
@@ -419,7 +420,7 @@ func TestUnknownNamesLeaveNothingInMemory(t *testing.T) {
 		cancel()
 		_, _ = m.requestContext(ctx, logical.ReadOperation, "token/unknown", nil)
 		require.Empty(t, m.keeper.accounts)
-		require.Empty(t, m.keeper.schedule.waking)
+		require.Zero(t, m.keeper.schedule.Len())
 		require.Zero(t, m.calls())
 	})
 }
@@ -509,12 +510,11 @@ func TestATokenWhoseLifeWeChatShortensIsNotHandedOutPastIt(t *testing.T) {
 func TestASuspendedMachineFindsItsTokensDueAtTheNextTick(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
-		// The timer stands still while the machine is suspended: as if it had
-		// been set for much later.
-		m.keeper.schedule.mu.Lock()
-		m.keeper.schedule.timer.Reset(1000 * time.Hour)
-		m.keeper.schedule.mu.Unlock()
-		time.Sleep(rotationPeriod)
+		time.Sleep(time.Minute)
+		// Timers stand still while the machine is suspended, the wall clock does not.
+		setClock(t, rotationPeriod)
+		synctest.Wait()
+		require.Equal(t, 1, m.calls())
 		require.NoError(t, m.tick(t.Context(), nil))
 		synctest.Wait()
 		require.Equal(t, 2, m.calls())

@@ -87,7 +87,7 @@ func runSchedule(t *testing.T, seed uint64) (trace []string) {
 		x.remove()
 		x.m.close()
 		for _, b := range x.closed {
-			b.keeper.schedule.busy.Wait()
+			b.keeper.busy.Wait()
 		}
 		x.strays.Wait()
 		x.checkCalls()
@@ -1279,8 +1279,8 @@ func (x *model) remove() {
 	k := x.m.keeper
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	if len(k.accounts) > 0 || len(k.appids.all) > 0 || len(k.schedule.waking) > 0 {
-		x.violated("memory still holds %d accounts, %d appids, %d wakes", len(k.accounts), len(k.appids.all), len(k.schedule.waking))
+	if len(k.accounts) > 0 || len(k.appids.all) > 0 || k.schedule.Len() > 0 {
+		x.violated("memory still holds %d accounts, %d appids, %d wakes", len(k.accounts), len(k.appids.all), k.schedule.Len())
 	}
 }
 

@@ -89,7 +89,7 @@ func (m *mount) mountedOn(s logical.Storage) *backend {
 
 func (m *mount) close() {
 	m.Cleanup(m.t.Context())
-	m.keeper.schedule.busy.Wait()
+	m.keeper.busy.Wait()
 }
 
 // reopen is what a restart does: memory is lost, storage stays.

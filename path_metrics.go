@@ -98,7 +98,7 @@ func (k *keeper) Collect(into chan<- prometheus.Metric) {
 	all, revoking := k.portraits(now)
 	gauge(into, descBuild, 1, Version, runtime.Version())
 	gauge(into, descRevocations, float64(revoking))
-	due, since := k.schedule.waiting()
+	due, since := k.schedule.Waiting()
 	gauge(into, descDue, float64(due))
 	lag := time.Duration(0)
 	if due > 0 {

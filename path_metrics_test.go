@@ -17,6 +17,7 @@ import (
 	prommodel "github.com/prometheus/common/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -593,7 +594,7 @@ func TestAccountsThatWaitForAWorkerAreShown(t *testing.T) {
 		time.Sleep(startHoldOff)
 		synctest.Wait()
 		got := m.measured()
-		require.Equal(t, float64(100-share(laneWorkers[fastLane])), got["wechat_accounts_due"])
+		require.Equal(t, float64(100-wake.Workers), got["wechat_accounts_due"])
 		first := got["wechat_accounts_due_lag_seconds"]
 		time.Sleep(2 * time.Second)
 		synctest.Wait()

@@ -54,9 +54,10 @@ func TestStatusTellsTheStateOfAnAccount(t *testing.T) {
 		require.Equal(t, "failing", m.statusOf("demo")["state"])
 		require.Greater(t, m.statusOf("demo")["consecutive_failures"], 2)
 
+		m.sim.ClearFaults()
+		require.NotNil(t, m.statusOf("demo")["last_error"])
 		m.write("demo", map[string]any{"verify": false}) // forgets the failure
 		require.Nil(t, m.statusOf("demo")["last_error"])
-		m.sim.ClearFaults()
 		m.read("demo")
 		require.Equal(t, "healthy", m.statusOf("demo")["state"])
 		m.reopen()

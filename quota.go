@@ -12,7 +12,7 @@ func (k *keeper) quotaCleared(cfg *config) {
 	for _, name := range ap.names() {
 		if a := k.lookup(name); a != nil {
 			if st := a.state.Load(); st != nil {
-				a.renewTickets(st.host, isQuota)
+				a.renewTickets(st.way, isQuota)
 			}
 			a.quotaCleared.Store(true)
 			k.heed(a)

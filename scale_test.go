@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -101,7 +102,7 @@ func bareMount(tb testing.TB, s logical.Storage) *backend {
 	require.NoError(tb, err)
 	tb.Cleanup(func() {
 		b.Cleanup(context.Background())
-		b.keeper.schedule.busy.Wait()
+		b.keeper.busy.Wait()
 	})
 	return b
 }
@@ -264,7 +265,7 @@ func TestScaleAllTokensDueAtOnce(t *testing.T) {
 		time.Sleep(latency)
 		synctest.Wait()
 		t.Logf("%d tokens replaced %s after the mount, at most %d calls at a time", f, time.Since(begin), m.sim.MaxInFlight(""))
-		require.LessOrEqual(t, m.sim.MaxInFlight(""), share(laneWorkers[fastLane])+1, "the background's and the reader's")
+		require.LessOrEqual(t, m.sim.MaxInFlight(""), wake.Workers+1, "the background's and the reader's")
 		time.Sleep(time.Minute)
 		for appID, n := range f.calls(m) {
 			require.Equal(t, 1, n, "calls for %s", appID)
@@ -335,18 +336,18 @@ func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
 				}
 				arrivals := m.sim.Calls("")
 				t.Logf("%d accounts: %d calls in %s, at most %d for one account", f, len(arrivals), outage, most)
-				tried := share(laneWorkers[fastLane]) * int((outage-startHoldOff)/c.attempt)
+				tried := wake.Workers * int((outage-startHoldOff)/c.attempt)
 				require.GreaterOrEqual(t, len(calls), min(int(f), tried), "accounts were not tried")
 				require.LessOrEqual(t, most, c.backoff.attempts(outage))
-				lanes := share(laneWorkers[fastLane]) + share(laneWorkers[slowLane]) + 1 // the background's and the reader's
-				for i := lanes; i < len(arrivals); i++ {
-					between := arrivals[i].Time.Sub(arrivals[i-lanes].Time)
-					require.GreaterOrEqual(t, between, c.attempt, "more than %d calls at a time", lanes)
+				atOnce := wake.Workers + wake.SlowWorkers + 1 // the background's and the reader's
+				for i := atOnce; i < len(arrivals); i++ {
+					between := arrivals[i].Time.Sub(arrivals[i-atOnce].Time)
+					require.GreaterOrEqual(t, between, c.attempt, "more than %d calls at a time", atOnce)
 				}
 
 				// When it is over each account is asked for once more.
 				m.sim.ClearFaults()
-				over := c.backoff.most + c.attempt + latency*time.Duration(f)/time.Duration(share(laneWorkers[slowLane]))
+				over := c.backoff.most + c.attempt + latency*time.Duration(f)/time.Duration(wake.SlowWorkers)
 				time.Sleep(over)
 				synctest.Wait()
 				for appID, n := range f.calls(m) {
@@ -439,27 +440,6 @@ func BenchmarkCachedRead(b *testing.B) {
 		if _, err := mounted.HandleRequest(b.Context(), req); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-// BenchmarkSchedule sets an account's next time among all others'.
-func BenchmarkSchedule(b *testing.B) {
-	for _, n := range []int{10_000, 100_000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			s := &schedule{}
-			s.start(wallClock(), func(sleeper) {})
-			defer s.stop()
-			all := make([]*dozer, n)
-			base := wallClock().Add(time.Hour)
-			for i := range all {
-				all[i] = named(i)
-				s.set(all[i], base.Add(time.Duration(i)*time.Millisecond))
-			}
-			b.ReportAllocs()
-			for i := 0; b.Loop(); i++ {
-				s.set(all[i%n], base.Add(time.Duration(n+i)*time.Millisecond))
-			}
-		})
 	}
 }
 

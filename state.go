@@ -65,7 +65,7 @@ type state struct {
 	maxTTL       time.Duration // 0: no cap
 	syncInterval time.Duration // 0: off
 	timeout      time.Duration // request_timeout
-	host         string        // of base_url
+	way          string        // as config.way gives it
 
 	// config is the configuration itself, once a login has read it; nil inside until
 	// then, since few accounts have any. Every change of the configuration brings
@@ -162,7 +162,7 @@ func (st *state) remember(last *state) *state {
 func (st *state) configured(cfg *config) *state {
 	next := *st
 	next.accountID, next.appID, next.maxTTL, next.syncInterval = cfg.ID, cfg.AppID, cfg.MaxTTL, cfg.SyncInterval
-	next.timeout, next.host = cfg.RequestTimeout, cfg.host()
+	next.timeout, next.way = cfg.RequestTimeout, cfg.way()
 	next.config = &atomic.Pointer[config]{}
 	return &next
 }

@@ -22,19 +22,24 @@ import (
 // is public, but not its secret. What they do must not disturb the account of that
 // AppID.
 
-// ownURL is where the server of their own is.
-const ownURL = "http://127.0.0.9:80"
+const (
+	ownURL = "http://127.0.0.9:80" // where the server of their own is
 
-// withOwnServer gives the mount a second platform, of their own: at ownURL, and at all
-// other ports and addresses of 127.0.9.0/24, any secret is the right one for whatever
-// AppID they like.
+	// wechatsOtherPort is a port of WeChat's host that does not answer as WeChat does:
+	// one that a firewall leaves without an answer, say.
+	wechatsOtherPort = "127.0.0.1:81"
+)
+
+// withOwnServer gives the mount a second platform, of their own: at ownURL, at
+// wechatsOtherPort and at all ports and addresses of 127.0.9.0/24, any secret is the
+// right one for any AppID.
 func withOwnServer(m *mount, settings wechatsim.Account) *wechatsim.Sim {
 	own, pipe := wechatsim.New(), wechatsim.NewPipe()
 	settings.Secret = testSecret
 	own.SetAccount(testAppID, settings)
 	m.t.Cleanup(own.Serve(pipe))
 	m.keeper.client.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if strings.HasPrefix(ownURL, "http://"+addr) || strings.HasPrefix(addr, "127.0.9.") {
+		if strings.HasPrefix(ownURL, "http://"+addr) || strings.HasPrefix(addr, "127.0.9.") || addr == wechatsOtherPort {
 			return pipe.DialContext(ctx, network, addr)
 		}
 		return m.pipe.DialContext(ctx, network, addr)
@@ -399,10 +404,13 @@ func TestTheSecondForcedRefreshOfARevocationIsOnTimeHoweverBusyOthersKeepTheEngi
 	})
 }
 
-// ways are how somebody who writes accounts below team-e/ may spread n of them, and
-// where they call.
+// ways are how a team that writes accounts below team-e/ may spread n of them, and where
+// they call.
 var ways = map[string]func(n int) (name, url string){
 	"one server": func(n int) (string, string) { return fmt.Sprintf("team-e/%d", n), ownURL },
+	"a port of WeChat's host": func(n int) (string, string) {
+		return fmt.Sprintf("team-e/%d", n), "http://" + wechatsOtherPort
+	},
 	"a port for each": func(n int) (string, string) {
 		return fmt.Sprintf("team-e/%d", n), fmt.Sprintf("%s:%d", "http://127.0.9.1", 1000+n)
 	},
@@ -449,10 +457,7 @@ func TestTheSecondForcedRefreshOfARevocationIsOnTimeHoweverManyOthersHang(t *tes
 						require.NotEqual(t, "pending", m.statusOf("victim")["revocation"])
 						time.Sleep(2 * time.Minute)
 					}
-					for i := range n {
-						name, _ := way(i)
-						require.Equal(t, slowRevokeLane, m.keeper.lookup(name).errand().kind)
-					}
+					require.Greater(t, len(own.Calls("")), 4*n, "they were busy")
 				})
 			})
 		}

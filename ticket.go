@@ -8,6 +8,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/logical"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
 )
 
 // ticketType is a kind of ticket. An account has at most one ticket of each.
@@ -292,24 +294,19 @@ func (ts *ticketState) health(now time.Time) string {
 type accountTicket struct {
 	name string // of the account
 	kind ticketType
-	host string // of its base_url: with another one it is another account
+	way  string // of its account
 
 	lock  *semaphore.Weighted
 	state atomic.Pointer[ticketState] // nil until it was loaded; stored under lock, and read without
 	used  atomic.Int64                // when it was used last, in seconds of Unix time, by ticketUseGrain
 
-	at place // in the schedule
+	slow atomic.Bool // the last call took slowCall or longer
+	job  wake.Job
 }
 
-func newAccountTicket(name string, kind ticketType, host string) *accountTicket {
-	return &accountTicket{name: name, kind: kind, host: host, lock: semaphore.NewWeighted(1)}
-}
-
-// place and errand make it a sleeper.
-func (t *accountTicket) place() *place { return &t.at }
-
-func (t *accountTicket) errand() errand {
-	return errand{kind: ticketLane, level: levelOf(t.name), host: t.host}
+// key says which other tickets the background keeps this one waiting for.
+func (t *accountTicket) key() wake.Key {
+	return wake.Key{Kind: "ticket", Slow: t.slow.Load(), Way: t.way}
 }
 
 // touch notes that the ticket is used.

@@ -28,7 +28,7 @@ func (k *keeper) ticket(ctx context.Context, s logical.Storage, name string, kin
 			return nil, nil, now, nil
 		}
 	}
-	t := a.ticket(kind, st.host)
+	t := a.ticket(kind, st.way)
 	t.touch(now)
 	if ts := t.state.Load(); ts.of(st) && !ts.asleep {
 		switch {
@@ -120,7 +120,7 @@ func (k *keeper) awaken(t *accountTicket, ts *ticketState) *ticketState {
 // The caller holds the ticket's lock.
 func (k *keeper) setTicket(t *accountTicket, ts *ticketState) {
 	t.state.Store(ts)
-	k.schedule.set(t, ts.wake())
+	k.schedule.Set(&t.job, ts.wake())
 }
 
 // fetchTicket asks WeChat, stores the ticket if storage is to have it, and remembers
@@ -129,6 +129,7 @@ func (k *keeper) setTicket(t *accountTicket, ts *ticketState) {
 func (k *keeper) fetchTicket(ctx context.Context, s logical.Storage, t *accountTicket, ts *ticketState) (*ticketState, error) {
 	value, asked, ofToken, err := k.askTicket(ctx, s, t, ts.accountID)
 	now := wallClock()
+	t.slow.Store(!asked.IsZero() && now.Sub(asked) >= slowCall)
 	switch {
 	case k.ctx.Err() != nil:
 		return nil, errUnmounted
@@ -247,7 +248,7 @@ func (k *keeper) maintainTicket(s logical.Storage, t *accountTicket) {
 	}
 	if !t.lock.TryAcquire(1) {
 		// Whoever holds it may have set the schedule already.
-		k.schedule.set(t, wallClock().Add(time.Second))
+		k.schedule.Set(&t.job, wallClock().Add(time.Second))
 		return
 	}
 	defer t.lock.Release(1)
@@ -268,8 +269,8 @@ func (k *keeper) maintainTicket(s logical.Storage, t *accountTicket) {
 			return // it has set the schedule
 		}
 		// The account is changed, or storage does not give it: whoever uses it finds out.
-		k.schedule.set(t, now.Add(reloadInterval))
+		k.schedule.Set(&t.job, now.Add(reloadInterval))
 		return
 	}
-	k.schedule.set(t, ts.wake())
+	k.schedule.Set(&t.job, ts.wake())
 }

@@ -630,7 +630,7 @@ func TestATicketIsStoredThoughSomebodyIsBusyWithTheAccount(t *testing.T) {
 
 func TestAHangingGetTicketDelaysNoTokensRefresh(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		const accounts = 120 // more than a lane has workers for one host
+		const accounts = 120 // more than a queue has workers
 		var names []string
 		for n := range accounts {
 			name := fleet(accounts).name(n)
@@ -888,14 +888,38 @@ func TestWhatMendsAnAccountEndsItsTicketsWaitsAlsoWithACallInTheAir(t *testing.T
 	}
 }
 
+func TestTicketsThatHangDelayNoneThatIsWell(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.signs("demo")
+		const hanging = 400
+		f := fleet(hanging)
+		for n := range hanging {
+			m.sim.SetAccount(f.appID(n), wechatsim.Account{Secret: testSecret})
+			m.write(f.name(n), map[string]any{"appid": f.appID(n), "request_timeout": 30, "sync_interval": 0})
+			m.signs(f.name(n))
+			m.sim.Inject(ticketFault(wechatsim.Fault{AppID: f.appID(n), Kind: "hang"}))
+		}
+		time.Sleep(15 * time.Minute) // the engine has found out which ones hang
+		for range 45 {
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			last, err := time.Parse(time.RFC3339, m.ticketStatus("demo")["last_success_time"].(string))
+			require.NoError(t, err)
+			require.LessOrEqual(t, time.Since(last), ticketInterval+time.Second)
+		}
+		require.Greater(t, m.ticketCalls(), 10*hanging, "they were busy")
+	})
+}
+
 func TestATicketIsAskedForByTheWayOfTheConfiguration(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"base_url": "https://127.0.0.1:443", "verify": false})
 		m.notSigned("demo")
 		ticket := func() *accountTicket { return m.keeper.lookup("demo").tickets[jsapiTicket].Load() }
-		require.Equal(t, "127.0.0.1", ticket().errand().host)
+		require.Equal(t, "127.0.0.1:443", ticket().key().Way)
 		m.update("demo", map[string]any{"secret": testSecret, "proxy_url": "http://proxy.example.com:3128", "verify": false})
-		require.Equal(t, "proxy.example.com", ticket().errand().host)
+		require.Equal(t, "127.0.0.1:443 by proxy.example.com:3128", ticket().key().Way)
 	})
 }
 

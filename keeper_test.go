@@ -471,7 +471,7 @@ func TestTheBackgroundTriesAgainToListTheAccounts(t *testing.T) {
 		m.storage.failing(nil)
 		time.Sleep(3 * time.Hour)
 		synctest.Wait()
-		require.Greater(t, m.calls(), 1, "the token was due and nobody read it")
+		require.Greater(t, m.calls(), 1, "the token was due without a reader")
 	})
 }
 

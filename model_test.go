@@ -102,7 +102,7 @@ func runSchedule(t *testing.T, seed uint64) (trace []string) {
 }
 
 // The accounts of the model: their names, the appids and base_urls that they move
-// between. Whoever has the same of both shares a token by the engine's rules; at the
+// between. Accounts with the same of both share a token by the engine's rules; at the
 // platform the appid alone decides.
 var (
 	modelNames  = []string{"a", "b", "team/c"}
@@ -839,7 +839,7 @@ func (x *model) checkToken(n *modelAccount, token string, now time.Time) {
 		if !f.forced || f.group != n.group() || !f.sent.Before(now) || !issued.Before(f.sent) || f.token == token {
 			continue
 		}
-		// Somebody who shares it has asked since, and the account itself was answered with it.
+		// An account that shares it has asked since, and this one was answered with it.
 		again, own := false, false
 		for _, c := range x.calls {
 			if c.group == f.group && c.outcome == callAnswered && c.token == token && !c.over.After(now) {
@@ -1306,7 +1306,7 @@ func (x *model) checkCalls() {
 		if !c.forced || c.outcome == callRefused {
 			continue
 		}
-		alone := !slices.ContainsFunc(x.calls, func(d *modelCall) bool { // or nobody knows whose call it was
+		alone := !slices.ContainsFunc(x.calls, func(d *modelCall) bool { // or whose call it was is not known
 			return d != c && d.forced && d.appid == c.appid && d.reached.Equal(c.reached)
 		})
 		if alone && c.outcome == callAnswered && !x.clockMoved(c.sent, c.over) && slices.ContainsFunc(x.m.sim.Calls(c.appid), func(seen wechatsim.Call) bool {

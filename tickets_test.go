@@ -146,7 +146,7 @@ func TestATicketIsComparedEveryTenMinutesOnlyWhileItIsUsed(t *testing.T) {
 		calls = m.ticketCalls()
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()
-		require.Equal(t, calls, m.ticketCalls(), "nobody uses it")
+		require.Equal(t, calls, m.ticketCalls(), "it is not used")
 		require.Equal(t, "pending", m.ticketStatus("demo")["state"])
 
 		m.signs("demo") // and it begins anew
@@ -185,7 +185,7 @@ func TestManyIdleAccountsCostNothing(t *testing.T) {
 		ops := m.storage.count()
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		require.Equal(t, 1, m.ticketCalls(), "after a restart nobody has used a ticket")
+		require.Equal(t, 1, m.ticketCalls(), "after a restart no ticket was used")
 		require.Equal(t, ops, m.storage.count())
 		require.Nil(t, m.statusOf("demo")["tickets"])
 	})
@@ -618,7 +618,7 @@ func TestATicketIsStoredThoughSomebodyIsBusyWithTheAccount(t *testing.T) {
 		require.NoError(t, err)
 		begin := time.Now()
 		m.signs("demo")
-		require.Zero(t, time.Since(begin), "nobody waits for the account")
+		require.Zero(t, time.Since(begin), "no request waits for the account")
 		require.Nil(t, m.storedTicket("demo"))
 		m.keeper.release(a)
 		time.Sleep(2 * time.Second)
@@ -808,7 +808,7 @@ func TestATicketOfAClockThatWasSetBackIsComparedAtOnce(t *testing.T) {
 }
 
 func TestATicketThatCannotBeReadIsNamedAndNotShown(t *testing.T) {
-	const content = "c0ntent-that-nobody-may-see"
+	const content = "c0ntent-that-must-not-be-seen"
 	for _, value := range []string{content, `{"version":2,"ticket":"` + content + `"}`, `{"version":1,"ticket":{"v":"` + content + `"}}`} {
 		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 			m.write("demo", nil)

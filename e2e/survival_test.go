@@ -91,8 +91,8 @@ func TestTokenSurvives(t *testing.T) {
 	}
 }
 
-// Nobody reads after the plugin was killed: it is Vault's tick that starts it
-// again, once a minute.
+// Without a reader it is Vault's tick that starts the killed plugin again, once a
+// minute.
 func TestKilledPluginRefreshesAgainWithoutReaders(t *testing.T) {
 	t.Parallel()
 	v := ownVault(t)

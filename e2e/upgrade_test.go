@@ -67,7 +67,7 @@ func TestUpgradeAndDowngradeUnderLoad(t *testing.T) {
 	)
 	v := ownVault(t)
 	e := newEngineOn(t, v)
-	beside := e.beside(t) // a mount that nobody upgrades
+	beside := e.beside(t) // a mount that is not upgraded
 	lasting, brief, all := map[string]fields{}, map[string]fields{}, map[string]fields{}
 	for i := range 4 {
 		name := fmt.Sprintf("team-%d/lasting", i)

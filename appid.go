@@ -17,6 +17,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/logical"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // appid is what the names of one AppID at one upstream (base_url and ca_pem) share:
@@ -201,8 +203,11 @@ func (h history) limited(wait time.Duration) *problem {
 		meaning = fmt.Sprintf("WeChat allows %d forced refreshes of an appid in 24 hours", forcedPerDay)
 	}
 	return &problem{
-		rule:  rule{classQuota, http.StatusTooManyRequests, backoff{wait, wait}, meaning, fmt.Sprintf("try again in %d seconds", secondsUp(wait))},
-		local: true, hadNoEffect: true,
+		Rule: rule{
+			Class: upstream.ClassQuota, Status: http.StatusTooManyRequests, Backoff: backoff{First: wait, Most: wait},
+			Meaning: meaning, Advice: fmt.Sprintf("try again in %d seconds", secondsUp(wait)),
+		},
+		Local: true, HadNoEffect: true,
 	}
 }
 

@@ -4,8 +4,7 @@
 // are best read in this order, in which each uses only those before it:
 //
 //	limits.go, clock.go, random.go  what WeChat documents in numbers; the wall clock, how times are shown; all randomness
-//	errcode.go, problem.go  what WeChat's codes mean; a failed attempt and its words
-//	quotable.go, answer.go, transport.go, client.go  texts that may be quoted, answers, connections, and the one funnel of all calls
+//	errcode.go, answer.go, client.go  what WeChat's codes mean, its answers, and its calls; internal/upstream makes them
 //	metrics.go            the counters of what happens
 //	events.go             what the host is told of
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds

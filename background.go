@@ -10,6 +10,8 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 const (
@@ -63,7 +65,7 @@ func (k *keeper) loadAll(s logical.Storage) {
 		select {
 		case <-k.ctx.Done():
 			return
-		case <-time.After(backoffTransient.after(n)):
+		case <-time.After(upstream.BackoffTransient.After(n, randomFraction())):
 		}
 	}
 	pending, err := readRevocations(k.ctx, s, ids)
@@ -165,7 +167,7 @@ func (a *account) maintain(s logical.Storage, st *state) {
 // looks whether the clock was set back meanwhile: all times that are remembered are
 // then too late, and WeChat is asked how long each token still lives.
 func (k *keeper) tick() {
-	k.client.tidy()
+	k.client.Tidy()
 	k.schedule.Sweep()
 	now := wallClock()
 	k.mu.Lock()
@@ -262,7 +264,7 @@ func (k *keeper) settle(ctx context.Context, s logical.Storage, g *guard) error 
 func (k *keeper) stop() {
 	k.cancel()
 	k.schedule.Stop()
-	k.client.close()
+	k.client.Close()
 }
 
 // allLoaded reports whether every account in memory is a member of its appid.

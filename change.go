@@ -95,7 +95,7 @@ func (a *account) logRefusal(cfg *config, err error) {
 	if p := problemOf(err); p != nil && !isForcing(err) {
 		a.log.Warn("the configuration was not stored: WeChat gave no token for it", append([]any{
 			"account", a.name, "appid", cfg.AppID,
-		}, p.logFields()...)...)
+		}, p.LogFields()...)...)
 	}
 }
 

@@ -18,6 +18,8 @@ import (
 	"github.com/hashicorp/go-secure-stdlib/parseutil"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 const (
@@ -76,11 +78,8 @@ func newConfig() *config {
 }
 
 func (cfg *config) endpoint() endpoint {
-	return endpoint{
-		appID: cfg.AppID, secret: cfg.Secret,
-		baseURL: cfg.BaseURL, proxy: cfg.ProxyURL, caPEM: cfg.CAPEM,
-		timeout: cfg.RequestTimeout,
-	}
+	way := upstream.Endpoint{BaseURL: cfg.BaseURL, Proxy: cfg.ProxyURL, CAPEM: cfg.CAPEM, Timeout: cfg.RequestTimeout}
+	return endpoint{way, cfg.AppID, cfg.Secret}
 }
 
 // way is how the account's calls go, by the host and port of its proxy and of its

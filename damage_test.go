@@ -234,12 +234,7 @@ func TestRefusedWritesKeepNoTransport(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.write("demo", nil)
-				kept := func() int {
-					ts := &m.keeper.client.transports
-					ts.mu.Lock()
-					defer ts.mu.Unlock()
-					return len(ts.inUse)
-				}
+				kept := m.keeper.client.Ways
 				before, stored := kept(), m.snapshot()
 				for n := range 100 {
 					data := account1(change(n))

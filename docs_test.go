@@ -16,6 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -365,12 +366,12 @@ func runbook(t *testing.T, page, title string) map[string][]string {
 
 func TestTheRunbookTellsOfEveryStateAndClass(t *testing.T) {
 	errcodesOf := map[string][]string{}
-	for _, c := range classes {
+	for _, c := range upstream.Classes {
 		errcodesOf[string(c)] = nil
 	}
 	for _, table := range append(slices.Collect(maps.Values(ownErrcodes)), errcodes) {
 		for errcode, r := range table {
-			c := string(r.class)
+			c := string(r.Class)
 			if text := strconv.Itoa(errcode); !slices.Contains(errcodesOf[c], text) {
 				errcodesOf[c] = append(errcodesOf[c], text)
 			}
@@ -404,7 +405,7 @@ func section(t *testing.T, text, title string) string {
 }
 
 func TestTheReferencesTablesOfErrcodesAreTheCodes(t *testing.T) {
-	titles := map[api][2]string{
+	titles := map[string][2]string{
 		apiStableToken:  {"stable_token", "stable_token"},
 		apiCode2Session: {"Errcodes of code2session", "code2session 的错误码"},
 		apiOAuth2:       {"Errcodes of oauth2", "oauth2 的错误码"},
@@ -447,11 +448,11 @@ func checkTableOfErrcodes(t *testing.T, text string, rules map[int]rule, english
 	for errcode, rule := range rules {
 		cells := rows[errcode]
 		require.Len(t, cells, 5, "errcode %d: class, status, wait, meaning, what to do", errcode)
-		require.Equal(t, string(rule.class), cells[0], "errcode %d", errcode)
-		require.Equal(t, strconv.Itoa(rule.status), cells[1], "errcode %d", errcode)
-		require.Equal(t, waitText(rule.backoff, to), cells[2], "errcode %d", errcode)
+		require.Equal(t, string(rule.Class), cells[0], "errcode %d", errcode)
+		require.Equal(t, strconv.Itoa(rule.Status), cells[1], "errcode %d", errcode)
+		require.Equal(t, waitText(rule.Backoff, to), cells[2], "errcode %d", errcode)
 		if english {
-			require.Equal(t, []string{rule.meaning, rule.advice}, cells[3:], "errcode %d", errcode)
+			require.Equal(t, []string{rule.Meaning, rule.Advice}, cells[3:], "errcode %d", errcode)
 		}
 		require.NotEmpty(t, cells[3], "errcode %d", errcode)
 		require.NotEmpty(t, cells[4], "errcode %d", errcode)
@@ -470,11 +471,11 @@ func waitText(b backoff, to string) string {
 		}
 		return fmt.Sprintf("%ds", d/time.Second)
 	}
-	switch b.first {
+	switch b.First {
 	case 0:
 		return "–"
-	case b.most:
-		return short(b.first)
+	case b.Most:
+		return short(b.First)
 	}
-	return short(b.first) + to + short(b.most)
+	return short(b.First) + to + short(b.Most)
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
@@ -17,15 +19,15 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 		backoff backoff
 	}
 	var (
-		person      = backoff{30 * time.Second, 5 * time.Minute}
+		person      = backoff{First: 30 * time.Second, Most: 5 * time.Minute}
 		credentials = want{"credentials", http.StatusBadRequest, person}
 		admission   = want{"network admission", http.StatusBadRequest, person}
 		account     = want{"account", http.StatusBadRequest, person}
 		bug         = want{"bug", http.StatusBadGateway, person}
-		quota       = backoff{time.Minute, 10 * time.Minute}
+		quota       = backoff{First: time.Minute, Most: 10 * time.Minute}
 	)
 	documented := map[int]want{
-		-1:    {"transient", http.StatusBadGateway, backoff{time.Second, time.Minute}},
+		-1:    {"transient", http.StatusBadGateway, backoff{First: time.Second, Most: time.Minute}},
 		40001: credentials,
 		40002: bug,
 		40013: credentials,
@@ -60,7 +62,7 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 	require.ElementsMatch(t, slices.Collect(maps.Keys(documented)), slices.Collect(maps.Keys(errcodes)))
 	for errcode, w := range documented {
 		got := errcodes[errcode]
-		require.Equal(t, w, want{got.class, got.status, got.backoff}, "errcode %d", errcode)
+		require.Equal(t, w, want{got.Class, got.Status, got.Backoff}, "errcode %d", errcode)
 	}
 
 	// In the other calls an errcode means the same, but for these.
@@ -69,10 +71,10 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 		user   = want{"user", http.StatusBadRequest, backoff{}}
 		right  = want{"account", http.StatusBadRequest, backoff{}}
 		often  = want{"user", http.StatusTooManyRequests, backoff{}}
-		tokens = want{"rejected token", http.StatusBadGateway, backoff{time.Second, time.Minute}}
+		tokens = want{"rejected token", http.StatusBadGateway, backoff{First: time.Second, Most: time.Minute}}
 		daily  = want{"quota", http.StatusTooManyRequests, quota}
 	)
-	own := map[api]map[int]want{
+	own := map[string]map[int]want{
 		apiCode2Session: {40029: code, 40163: code, 41008: code, 40226: user, 45011: often, 48001: right},
 		apiOAuth2:       {40029: code, 40163: code, 41008: code, 40226: user, 45011: often, 48001: right},
 		apiTicket:       {40001: tokens, 40014: tokens, 42001: tokens, 45009: daily, 48001: account},
@@ -83,7 +85,7 @@ func TestEveryDocumentedErrcodeHasItsClass(t *testing.T) {
 		for errcode, w := range table {
 			got, documented := ruleOf(call, errcode)
 			require.True(t, documented)
-			require.Equal(t, w, want{got.class, got.status, got.backoff}, "%s, errcode %d", call, errcode)
+			require.Equal(t, w, want{got.Class, got.Status, got.Backoff}, "%s, errcode %d", call, errcode)
 		}
 		for errcode := range errcodes {
 			if _, another := table[errcode]; !another {
@@ -110,108 +112,47 @@ func TestAnErrcodeThatIsKnownOfOneCallIsKnownOfAll(t *testing.T) {
 		_, documented := ruleOf(call, 12345)
 		require.False(t, documented)
 		r, _ := ruleOf(call, 48001)
-		require.Equal(t, classAccount, r.class, call)
-		require.Equal(t, http.StatusBadRequest, r.status, call)
+		require.Equal(t, upstream.ClassAccount, r.Class, call)
+		require.Equal(t, http.StatusBadRequest, r.Status, call)
 	}
 	r, _ := ruleOf(apiOAuth2, 48001)
-	require.Contains(t, r.advice, "a mini program's code belongs to code2session/")
+	require.Contains(t, r.Advice, "a mini program's code belongs to code2session/")
 }
 
 func TestNoFailureWaitsLongerThanTenMinutes(t *testing.T) {
 	for _, r := range everyRule() {
 		for n := range 20 {
-			require.LessOrEqual(t, r.backoff.after(n+1), 10*time.Minute, r.meaning)
+			require.LessOrEqual(t, r.Backoff.After(n+1, 0), 10*time.Minute, r.Meaning)
 		}
 	}
 }
 
 // everyRule returns all rules that there are.
 func everyRule() []rule {
-	rules := append(slices.Collect(maps.Values(errcodes)), ruleUnreachable, ruleUnavailable, ruleAnswer, ruleStorage)
+	rules := append(slices.Collect(maps.Values(errcodes)), ruleStorage)
 	for _, table := range ownErrcodes {
 		rules = slices.AppendSeq(rules, maps.Values(table))
-	}
-	for _, c := range []cause{causeNoName, causeNoConnection, causeProxy, causeNoTLS, causeTLSSilent, causeNoAnswer, causeCut, causeNotHTTP} {
-		rules = append(rules, c.rule)
 	}
 	return rules
 }
 
-func TestFailuresWithoutADocumentedErrcode(t *testing.T) {
-	transient := backoff{time.Second, time.Minute}
-	for name, c := range map[string]struct {
-		rule   rule
-		status int
-	}{
-		"unreachable":         {ruleUnreachable, http.StatusBadGateway},
-		"server error":        {ruleUnavailable, http.StatusBadGateway},
-		"undocumented answer": {ruleAnswer, http.StatusBadGateway},
-		"storage":             {ruleStorage, http.StatusInternalServerError},
-	} {
-		t.Run(name, func(t *testing.T) {
-			require.Equal(t, c.status, c.rule.status)
-			require.Equal(t, transient, c.rule.backoff)
-		})
-	}
+func TestAFailureOfStorageIsVaults(t *testing.T) {
+	require.Equal(t, http.StatusInternalServerError, ruleStorage.Status)
+	require.Equal(t, backoff{First: time.Second, Most: time.Minute}, ruleStorage.Backoff)
 }
 
 func TestEveryRuleSaysWhatItMeansAndWhatToDo(t *testing.T) {
 	for _, r := range everyRule() {
-		require.NotEmpty(t, r.meaning)
-		require.NotEmpty(t, r.advice, r.meaning)
-		require.Contains(t, classes, r.class, r.meaning)
+		require.NotEmpty(t, r.Meaning)
+		require.NotEmpty(t, r.Advice, r.Meaning)
+		require.Contains(t, upstream.Classes, r.Class, r.Meaning)
 		// Both become parts of one sentence.
-		require.NotRegexp(t, `[.;:\s]$|^\s|\n`, r.meaning)
-		require.NotRegexp(t, `[.;:\s]$|^\s|\n`, r.advice)
+		require.NotRegexp(t, `[.;:\s]$|^\s|\n`, r.Meaning)
+		require.NotRegexp(t, `[.;:\s]$|^\s|\n`, r.Advice)
 		// Vault's clients repeat a request that is answered 429 or 5xx: what a
 		// person must fix is neither. A user who comes too often only has to wait.
-		person := slices.Contains([]class{classCredentials, classAdmission, classHuman, classAccount, classCode, classUser}, r.class)
+		person := slices.Contains([]class{upstream.ClassCredentials, upstream.ClassAdmission, upstream.ClassHuman, upstream.ClassAccount, upstream.ClassCode, upstream.ClassUser}, r.Class)
 		tooOften := r == ownErrcodes[apiCode2Session][45011]
-		require.Equal(t, person && !tooOften, r.status == http.StatusBadRequest, r.meaning)
-	}
-}
-
-// TestBackoff holds the wait after the n-th failure in a row to
-// first·2^(n-1), at most most, less a jitter of up to a quarter.
-func TestBackoff(t *testing.T) {
-	const samples = 500
-	for name, c := range map[string]struct {
-		backoff backoff
-		full    []time.Duration // without jitter, for n from 1; the last one stays
-	}{
-		"transient": {backoffTransient, []time.Duration{
-			time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 32 * time.Second, time.Minute,
-		}},
-		"person": {backoffPerson, []time.Duration{
-			30 * time.Second, time.Minute, 2 * time.Minute, 4 * time.Minute, 5 * time.Minute,
-		}},
-		"quota": {backoffQuota, []time.Duration{
-			time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 10 * time.Minute,
-		}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var longest time.Duration // after the failure before
-			for _, n := range []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 63, 64, 65, 1000, 1 << 30} {
-				full := c.full[min(n, len(c.full))-1]
-				waits := make([]time.Duration, samples)
-				for i := range waits {
-					waits[i] = c.backoff.after(n)
-				}
-				least, most := slices.Min(waits), slices.Max(waits)
-				require.LessOrEqual(t, most, full, "n=%d", n)
-				require.GreaterOrEqual(t, least, max(c.backoff.first, full*3/4), "n=%d", n)
-				if full == c.backoff.first {
-					require.Equal(t, least, most, "n=%d", n)
-				} else {
-					// 500 samples all in one half would be no jitter.
-					require.Less(t, least, full*7/8, "n=%d", n)
-					require.Greater(t, most, full*7/8, "n=%d", n)
-				}
-				if n <= 4 {
-					require.Greater(t, least, longest, "n=%d", n)
-				}
-				longest = most
-			}
-		})
+		require.Equal(t, person && !tooOften, r.Status == http.StatusBadRequest, r.Meaning)
 	}
 }

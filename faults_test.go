@@ -362,7 +362,7 @@ func TestAForcedCallThatDidNothingLeavesTokenAndBudget(t *testing.T) {
 					m.write("demo", nil)
 					m.write("twin", nil)
 					held := m.read("demo")["access_token"]
-					m.keeper.client.close() // no connection is left over
+					m.keeper.client.Close() // no connection is left over
 					fail(m)
 					_, text := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": revoke})
 					require.Contains(t, text, "was not replaced")
@@ -632,7 +632,7 @@ func TestAComparisonThatFailsPastTheDueTimeMakesNoOutage(t *testing.T) {
 		a, err := m.keeper.acquire(t.Context(), "demo")
 		require.NoError(t, err)
 		st := *a.current()
-		p := &problem{rule: errcodes[45009], errcode: 45009}
+		p := &problem{Rule: errcodes[45009], Errcode: 45009}
 		long := wallClock().Add(-10 * time.Minute)
 		st.failure = &failure{problem: p, at: long, next: wallClock(), count: 6, run: 6}
 		a.setState(&st)

@@ -17,6 +17,8 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // The fuzz targets of a whole mount. WeChat cannot be reached, and storage holds two
@@ -67,7 +69,7 @@ func openFuzzed(t *testing.T, s logical.Storage) (b *backend, logs *safeBuffer, 
 	b, err := newBackend(t.Context(), &logical.BackendConfig{
 		System: &logical.StaticSystemView{}, StorageView: s, BackendUUID: "mount-1",
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: logs}),
-	}, &client{dial: func(context.Context, string, string) (net.Conn, error) { return nil, errNoNetwork }})
+	}, &client{Client: upstream.Client{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, errNoNetwork }}})
 	require.NoError(t, err)
 	require.NoError(t, b.Initialize(t.Context(), &logical.InitializationRequest{Storage: s}))
 	<-b.keeper.loaded
@@ -257,7 +259,7 @@ func FuzzStoredEntry(f *testing.F) {
 		require.NoError(t, err)
 		resp, err := fuzzed(t, b, s, logical.ReadOperation, "token/demo", nil)
 		requireAnswered(t, resp, err, false)
-		require.Equal(t, http.StatusBadGateway, problemOf(b.unreached(t, s)).status)
+		require.Equal(t, http.StatusBadGateway, problemOf(b.unreached(t, s)).Status)
 		requireUnharmed(t, b, s)
 	})
 }

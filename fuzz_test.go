@@ -1,28 +1,27 @@
 package wechat
 
 import (
-	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"math/big"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // fuzzAnswers holds what reads one call's answers to the contract whatever comes:
 // it accepts only the documented form, and what it shows of anything else is short,
 // plain and without secrets. read returns the texts of an answer that was taken.
 // Like those of all targets the corpora are in testdata/fuzz.
-func fuzzAnswers(f *testing.F, call api, read func(t *testing.T, e envelope) ([]string, *problem)) {
+func fuzzAnswers(f *testing.F, call string, read func(t *testing.T, e upstream.Envelope) ([]string, *problem)) {
 	f.Helper()
 	f.Fuzz(func(t *testing.T, status int, raw []byte) {
-		fields, p := parseAnswer(call, status, raw, []string{testSecret})
+		fields, p := testEndpoint().request(upstream.Request{API: call}).Parse(status, raw)
 		require.NotEqual(t, fields == nil, p == nil, "either an answer or a problem")
 		if p == nil {
 			require.Equal(t, http.StatusOK, status)
@@ -30,19 +29,19 @@ func fuzzAnswers(f *testing.F, call api, read func(t *testing.T, e envelope) ([]
 			var texts []string
 			if texts, p = read(t, fields); p == nil {
 				for _, text := range texts {
-					require.LessOrEqual(t, len(text), maxValue)
+					require.LessOrEqual(t, len(text), upstream.MaxValue)
 					require.Equal(t, -1, strings.IndexFunc(text, func(r rune) bool {
 						return r <= ' ' || r > '~' || strings.ContainsRune("\"'`", r)
 					}), "%q", text)
 				}
 				return
 			}
-			require.False(t, p.noEffect(), "WeChat may have done it")
+			require.False(t, p.HadNoEffect, "WeChat may have done it")
 		}
-		require.NotZero(t, p.status)
-		require.NotEmpty(t, p.advice)
-		require.True(t, !p.hadNoEffect || p.errcode != 0 && p.errcode != -1 || status >= 400 && status < 500)
-		for _, text := range []string{p.detail, p.rid, p.ip, p.errmsg, p.cause} {
+		require.NotZero(t, p.Status)
+		require.NotEmpty(t, p.Advice)
+		require.True(t, !p.HadNoEffect || p.Errcode != 0 && p.Errcode != -1 || status >= 400 && status < 500)
+		for _, text := range []string{p.Detail, p.RID, p.IP, p.Errmsg, p.Cause} {
 			requireShowable(t, text)
 			require.NotContains(t, text, testSecret)
 		}
@@ -53,15 +52,15 @@ func fuzzAnswers(f *testing.F, call api, read func(t *testing.T, e envelope) ([]
 		}
 		for _, field := range secretFields {
 			if value, _ := answer[field].(string); len(value) >= 32 {
-				require.NotContains(t, p.operatorError(), value)
+				require.NotContains(t, p.OperatorError(), value)
 			}
 		}
 	})
 }
 
 func FuzzStableTokenAnswer(f *testing.F) {
-	fuzzAnswers(f, apiStableToken, func(t *testing.T, e envelope) ([]string, *problem) {
-		got, p := e.stableToken()
+	fuzzAnswers(f, apiStableToken, func(t *testing.T, e upstream.Envelope) ([]string, *problem) {
+		got, p := parseToken(e)
 		if p != nil {
 			return nil, p
 		}
@@ -74,8 +73,8 @@ func FuzzStableTokenAnswer(f *testing.F) {
 }
 
 func FuzzCode2SessionAnswer(f *testing.F) {
-	fuzzAnswers(f, apiCode2Session, func(t *testing.T, e envelope) ([]string, *problem) {
-		got, p := e.session()
+	fuzzAnswers(f, apiCode2Session, func(t *testing.T, e upstream.Envelope) ([]string, *problem) {
+		got, p := parseSession(e)
 		if p != nil {
 			return nil, p
 		}
@@ -86,8 +85,8 @@ func FuzzCode2SessionAnswer(f *testing.F) {
 }
 
 func FuzzOAuth2Answer(f *testing.F) {
-	fuzzAnswers(f, apiOAuth2, func(t *testing.T, e envelope) ([]string, *problem) {
-		got, p := e.userToken()
+	fuzzAnswers(f, apiOAuth2, func(t *testing.T, e upstream.Envelope) ([]string, *problem) {
+		got, p := parseUserToken(e)
 		if p != nil {
 			return nil, p
 		}
@@ -99,8 +98,8 @@ func FuzzOAuth2Answer(f *testing.F) {
 }
 
 func FuzzTicketAnswer(f *testing.F) {
-	fuzzAnswers(f, apiTicket, func(t *testing.T, e envelope) ([]string, *problem) {
-		got, p := e.ticket()
+	fuzzAnswers(f, apiTicket, func(t *testing.T, e upstream.Envelope) ([]string, *problem) {
+		got, p := parseTicket(e)
 		if p != nil {
 			return nil, p
 		}
@@ -110,30 +109,9 @@ func FuzzTicketAnswer(f *testing.F) {
 }
 
 func FuzzClearQuotaAnswer(f *testing.F) {
-	fuzzAnswers(f, apiClearQuota, func(_ *testing.T, e envelope) ([]string, *problem) {
-		_, p := e.cleared()
+	fuzzAnswers(f, apiClearQuota, func(_ *testing.T, e upstream.Envelope) ([]string, *problem) {
+		_, p := parseCleared(e)
 		return nil, p
-	})
-}
-
-// FuzzQuotable holds what is quoted to its promise: wherever in a text a secret is,
-// however it is written, the text is withheld or ends before it, and it can be shown.
-func FuzzQuotable(f *testing.F) {
-	f.Fuzz(func(t *testing.T, secret, before, after string) {
-		if len(secret) < pieceLength || !isPlain(secret) {
-			return
-		}
-		for _, text := range []string{secret, url.QueryEscape(secret), hex.EncodeToString([]byte(secret)), base64.RawStdEncoding.EncodeToString([]byte(secret))} {
-			shown := quotable(before+text+after, "", []string{secret})
-			requireShowable(t, shown)
-			if shown == withheld {
-				continue
-			}
-			require.Greater(t, len(before)+pieceLength, maxDetail, "%q", shown)
-			for i := range len(text) - pieceLength + 1 {
-				require.NotContains(t, shown, text[i:i+pieceLength])
-			}
-		}
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -309,7 +310,7 @@ func TestATokenThatWeChatHasDisownedIsNotServedAlthoughItsSuccessorCannotBeStore
 				token := m.read("demo")["access_token"]
 				status := m.statusOf("demo")
 				require.Equal(t, stateDegraded, status["state"])
-				require.Equal(t, string(classStorage), status["last_error"].(map[string]any)["class"])
+				require.Equal(t, string(upstream.ClassStorage), status["last_error"].(map[string]any)["class"])
 				require.Equal(t, calls, m.calls(), "WeChat is not asked for it again")
 				m.storage.failing(nil)
 				time.Sleep(2 * time.Minute)

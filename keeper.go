@@ -43,7 +43,7 @@ func newKeeper(log hclog.Logger, c *client, sender logical.EventSender, writable
 	k.schedule = wake.New(wallClock, &k.busy)
 	wallClock() // whatever was set back before is history
 	k.era = era()
-	c.observe = k.metrics.called
+	c.Observe = k.metrics.called
 	k.metrics.registry.MustRegister(k)
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.events = newEvents(log, sender, k.metrics.eventsDropped)

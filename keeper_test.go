@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
@@ -232,7 +233,7 @@ func TestAComparisonThatFailedDoesNotKeepADueTokenFromBeingReplaced(t *testing.T
 		m.reopenWithoutBackground()
 		m.read("demo")
 		tr := m.keeper.lookup("demo")
-		tr.state.Store(tr.current().failed(&problem{rule: ruleUnavailable}, wallClock(), wallClock(), 1))
+		tr.state.Store(tr.current().failed(&problem{Rule: upstream.RuleUnavailable}, wallClock(), wallClock(), 1))
 		time.Sleep(rotationPeriod)
 		resp := m.ok(logical.ReadOperation, "token/demo", nil)
 		require.Empty(t, resp.Warnings)
@@ -554,7 +555,7 @@ func TestFailuresOfSeveralKindsBackOffTogether(t *testing.T) {
 		m.refused(logical.ReadOperation, "token/demo", nil)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		require.InDelta(t, backoffTransient.attempts(10*time.Minute), m.calls(), 3)
+		require.InDelta(t, attempts(upstream.BackoffTransient, 10*time.Minute), m.calls(), 3)
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -237,7 +238,7 @@ func TestEveryErrcodeOfALoginHasItsStatus(t *testing.T) {
 						got, text := m.refused(logical.UpdateOperation, request.path, map[string]any{request.field: m.mini()})
 						require.Equal(t, status, got, text)
 						require.Contains(t, text, fmt.Sprintf("errcode %d", errcode))
-						require.NotContains(t, text, triesAgain, "the engine does not")
+						require.NotContains(t, text, upstream.TriesAgain, "the engine does not")
 						require.NotContains(t, text, "eFEbR7yFe", "a rid is for the log")
 						require.Equal(t, errcode == 40164, strings.Contains(text, "1.2.3.4"))
 						require.Contains(t, m.logs.String(), "eFEbR7yFe")

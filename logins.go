@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/once"
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 const (
@@ -54,8 +55,8 @@ var errClosing = errors.New("the mount is being closed: try again")
 
 // ruleNoPlace is of a login for which there was no place in time.
 var ruleNoPlace = rule{
-	classQuota, http.StatusServiceUnavailable, backoffNone,
-	"too many calls of WeChat are in flight", "try again in some seconds; if it lasts, find out why WeChat answers slowly",
+	Class: upstream.ClassQuota, Status: http.StatusServiceUnavailable,
+	Meaning: "too many calls of WeChat are in flight", Advice: "try again in some seconds; if it lasts, find out why WeChat answers slowly",
 }
 
 // logins makes the calls that take an account's AppSecret and have nothing to do with
@@ -79,7 +80,7 @@ type logins struct {
 type loginAccount struct {
 	appid   string // the key of its history, see historyKey
 	places  *semaphore.Weighted
-	failing map[api]*failing
+	failing map[string]*failing
 }
 
 // codeDigest stands for an account and a code, which no key or record may show.
@@ -114,7 +115,7 @@ func (l *logins) userToken(ctx context.Context, name string, cfg *config, code s
 // secret, so the key has the account's ID and not the secret. A problem that says nothing
 // of the code is not remembered: the next request with it asks WeChat again.
 func login[T any](
-	ctx context.Context, l *logins, answers *once.Group[codeDigest, T], name string, cfg *config, a api, code string,
+	ctx context.Context, l *logins, answers *once.Group[codeDigest, T], name string, cfg *config, a string, code string,
 	call func(context.Context, endpoint, string) (T, error),
 ) (T, error) {
 	key := codeDigest(sha256.Sum256([]byte(cfg.ID + "\x00" + code)))
@@ -124,7 +125,7 @@ func login[T any](
 			return err
 		})
 		p := problemOf(err)
-		ofCode := p != nil && p.errcode != 0 && (p.class == classCode || p.class == classUser || p.class == classAnswer)
+		ofCode := p != nil && p.Errcode != 0 && (p.Class == upstream.ClassCode || p.Class == upstream.ClassUser || p.Class == upstream.ClassAnswer)
 		return got, err == nil || ofCode, err
 	})
 	l.metrics.loggedIn(a, err)
@@ -133,14 +134,14 @@ func login[T any](
 
 // attempt makes the call of one login, unless the account's logins fail anyway or no
 // place comes free within request_timeout.
-func (l *logins) attempt(ctx context.Context, name string, cfg *config, a api, code codeDigest, call func() error) error {
+func (l *logins) attempt(ctx context.Context, name string, cfg *config, a string, code codeDigest, call func() error) error {
 	account, f := l.of(name, cfg, a)
 	if p := f.admit(code, 0); p != nil {
 		return p
 	}
 	leave := l.enter(ctx, account, cfg.RequestTimeout)
 	if leave == nil {
-		return &problem{rule: ruleNoPlace, local: true, hadNoEffect: true}
+		return &problem{Rule: ruleNoPlace, Local: true, HadNoEffect: true}
 	}
 	defer leave()
 	// The account may have failed while this login waited for its place.
@@ -152,9 +153,9 @@ func (l *logins) attempt(ctx context.Context, name string, cfg *config, a api, c
 	l.metrics.logins.inFlight.Dec()
 	p := problemOf(err)
 	if f.note(code, p, tryPause) {
-		l.log.Warn("WeChat was asked for a login in vain", append([]any{"account", name, "api", string(a)}, p.logFields()...)...)
+		l.log.Warn("WeChat was asked for a login in vain", append([]any{"account", name, "api", a}, p.LogFields()...)...)
 	} else if p != nil {
-		l.log.Debug("a login failed", append([]any{"account", name, "api", string(a)}, p.logFields()...)...)
+		l.log.Debug("a login failed", append([]any{"account", name, "api", a}, p.LogFields()...)...)
 	}
 	return err
 }
@@ -174,12 +175,12 @@ func (l *logins) enter(ctx context.Context, account *loginAccount, patience time
 }
 
 // of returns an account, and how its calls of one API fail.
-func (l *logins) of(name string, cfg *config, a api) (*loginAccount, *failing) {
+func (l *logins) of(name string, cfg *config, a string) (*loginAccount, *failing) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	account := l.accounts[name]
 	if account == nil {
-		account = &loginAccount{places: semaphore.NewWeighted(maxLogins), failing: make(map[api]*failing)}
+		account = &loginAccount{places: semaphore.NewWeighted(maxLogins), failing: make(map[string]*failing)}
 		l.accounts[name] = account
 	}
 	account.appid = historyKey(cfg)
@@ -222,16 +223,16 @@ func (l *logins) clearQuota(ctx context.Context, name string, cfg *config, clear
 		err = l.client.clearQuota(ctx, cfg.endpoint())
 		p := problemOf(err)
 		if p != nil {
-			l.log.Warn("the quota was not cleared", append([]any{"account", name}, p.logFields()...)...)
+			l.log.Warn("the quota was not cleared", append([]any{"account", name}, p.LogFields()...)...)
 		} else if err == nil {
 			l.log.Info("the quota was cleared", "account", name, "appid", cfg.AppID)
 			l.mended(name, historyKey(cfg))
 			cleared()
 		}
-		if p.noEffect() && p.errcode != 0 {
+		if p != nil && p.HadNoEffect && p.Errcode != 0 {
 			f.note(codeDigest{}, p, clearingMemory)
 		}
-		return time.Now(), !p.noEffect(), err
+		return time.Now(), !upstream.NoEffect(err), err
 	})
 }
 
@@ -256,12 +257,12 @@ func (f *failing) admit(code codeDigest, timeout time.Duration) *problem {
 	defer f.mu.Unlock()
 	now := time.Now()
 	always := f.row >= failuresInARow && now.Sub(f.succeeded) >= successCounts && now.Sub(f.at) <= failureAge
-	repeated := f.problem != nil && f.problem.errcode != 0 && f.code == code
+	repeated := f.problem != nil && f.problem.Errcode != 0 && f.code == code
 	if now.Before(f.until) && (always || repeated) {
-		told := f.problem.remembered(f.at, f.until)
-		told.local, told.hadNoEffect = true, true
+		told := f.problem.Remembered(f.at, f.until)
+		told.Local, told.HadNoEffect = true, true
 		if !repeated {
-			told.meaning = "its last logins failed, and one at a time tries again: " + told.meaning
+			told.Meaning = "its last logins failed, and one at a time tries again: " + told.Meaning
 		}
 		return told
 	}
@@ -279,11 +280,11 @@ func (f *failing) note(code codeDigest, p *problem, pause time.Duration) (log bo
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	if p == nil || p.class == classCode || p.class == classUser && p.errcode != errcodeMinuteQuota {
+	if p == nil || p.Class == upstream.ClassCode || p.Class == upstream.ClassUser && p.Errcode != errcodeMinuteQuota {
 		f.row, f.problem, f.until, f.succeeded = 0, nil, now, now
 		return false
 	}
-	if p.errcode == 0 || f.problem == nil || f.code != code {
+	if p.Errcode == 0 || f.problem == nil || f.code != code {
 		if f.row++; f.row == failuresInARow {
 			pause = firstTry
 		}

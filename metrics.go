@@ -8,6 +8,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // metrics counts what happens on a mount, from its start on. Counting never waits, so it
@@ -84,10 +86,10 @@ func newMetrics() *metrics {
 	m.logins.answered = m.counters("exchanges_total", "Requests of code2session/ and oauth2/ that were not turned away, by api and result: ok, cancelled, or the class of what went wrong. Those answered without asking WeChat count, too.", "api", "result")
 	m.logins.inFlight = prometheus.NewGauge(prometheus.GaugeOpts{Name: metricPrefix + "exchanges_in_flight", Help: "Logins that are at WeChat right now."})
 	m.logins.turnedAway = m.counter("exchanges_turned_away_total", "Logins answered 503 because no place came free in time.")
-	for _, a := range []api{apiCode2Session, apiOAuth2} {
-		m.logins.answered.WithLabelValues(string(a), resultOK)
-		for _, c := range classes {
-			m.logins.answered.WithLabelValues(string(a), string(c))
+	for _, a := range []string{apiCode2Session, apiOAuth2} {
+		m.logins.answered.WithLabelValues(a, upstream.ResultOK)
+		for _, c := range upstream.Classes {
+			m.logins.answered.WithLabelValues(a, string(c))
 		}
 	}
 
@@ -98,11 +100,11 @@ func newMetrics() *metrics {
 		Name: metricPrefix + "call_duration_seconds", Help: "Time that a call of WeChat took, whatever came of it.", Buckets: callBuckets,
 	}, []string{"api"})
 	for _, a := range apis {
-		m.calls.WithLabelValues(string(a), resultOK, errcodeNone)
-		m.calls.WithLabelValues(string(a), string(classQuota), errcodeLabel(a, errcodeQuota))
-		m.durations.WithLabelValues(string(a))
+		m.calls.WithLabelValues(a, upstream.ResultOK, errcodeNone)
+		m.calls.WithLabelValues(a, string(upstream.ClassQuota), errcodeLabel(a, errcodeQuota))
+		m.durations.WithLabelValues(a)
 	}
-	m.calls.WithLabelValues(string(apiStableToken), string(classQuota), errcodeLabel(apiStableToken, errcodeMinuteQuota))
+	m.calls.WithLabelValues(apiStableToken, string(upstream.ClassQuota), errcodeLabel(apiStableToken, errcodeMinuteQuota))
 
 	m.storageFailures = m.counters("storage_failures_total", "Operations of Vault's storage that failed, by operation.", "operation")
 	for _, operation := range []string{"list", "get", "put", "delete"} {
@@ -137,25 +139,25 @@ func (m *metrics) counter(name, help string) prometheus.Counter {
 }
 
 // called counts a call of WeChat that is over.
-func (m *metrics) called(c observedCall) {
-	m.calls.WithLabelValues(string(c.api), c.result, errcodeLabel(c.api, c.errcode)).Inc()
-	m.durations.WithLabelValues(string(c.api)).Observe(c.duration.Seconds())
+func (m *metrics) called(c upstream.Observed) {
+	m.calls.WithLabelValues(c.API, c.Result, errcodeLabel(c.API, c.Errcode)).Inc()
+	m.durations.WithLabelValues(c.API).Observe(c.Duration.Seconds())
 }
 
 // loggedIn counts a login that ended in err. One without a place is counted as such, and
 // nothing else.
-func (m *metrics) loggedIn(a api, err error) {
-	result := resultOK
+func (m *metrics) loggedIn(a string, err error) {
+	result := upstream.ResultOK
 	switch p := problemOf(err); {
-	case p != nil && p.status == http.StatusServiceUnavailable: // for want of a place, and nothing else
+	case p != nil && p.Status == http.StatusServiceUnavailable: // for want of a place, and nothing else
 		m.logins.turnedAway.Inc()
 		return
 	case p != nil:
-		result = string(p.class)
+		result = string(p.Class)
 	case err != nil:
-		result = resultCancelled
+		result = upstream.ResultCancelled
 	}
-	m.logins.answered.WithLabelValues(string(a), result).Inc()
+	m.logins.answered.WithLabelValues(a, result).Inc()
 }
 
 // refreshed counts a normal refresh that brought a token. outside says that it shows a
@@ -182,7 +184,7 @@ func (m *metrics) forcedTo(changed bool) {
 
 // errcodeLabel is how an errcode is shown: a server in WeChat's place must not be able to
 // make as many time series as there are numbers.
-func errcodeLabel(a api, errcode int) string {
+func errcodeLabel(a string, errcode int) string {
 	if errcode == 0 {
 		return errcodeNone
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -620,7 +621,7 @@ func (x *model) open() {
 	x.process = newProcess(x)
 	b, err := newBackend(x.t.Context(), &logical.BackendConfig{
 		System: x.m.system, Logger: hclog.NewNullLogger(), StorageView: x.process, BackendUUID: "mount-1",
-	}, &client{dial: x.m.pipe.DialContext})
+	}, &client{Client: upstream.Client{Dial: x.m.pipe.DialContext}})
 	if err != nil {
 		x.violated("the mount cannot be opened: %s", err)
 		return

@@ -26,6 +26,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -82,7 +83,7 @@ func (m *mount) mountedOn(s logical.Storage) *backend {
 	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: m.logs})
 	b, err := newBackend(m.t.Context(), &logical.BackendConfig{
 		System: m.system, Logger: logger, StorageView: s, BackendUUID: "mount-1",
-	}, &client{dial: m.pipe.DialContext})
+	}, &client{Client: upstream.Client{Dial: m.pipe.DialContext}})
 	require.NoError(m.t, err)
 	return b
 }

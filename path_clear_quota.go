@@ -8,6 +8,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 const clearQuotaPrefix = "clear-quota/"
@@ -61,17 +63,17 @@ func clearingFailure(name string, err error) (*logical.Response, error) {
 		return nil, err
 	}
 	words := fmt.Sprintf("the quota of account %q was not cleared", name)
-	if !p.noEffect() {
+	if !p.HadNoEffect {
 		words = fmt.Sprintf("whether the quota of account %q was cleared is not known", name)
 	}
-	if p.errcode != 0 || !p.noEffect() {
+	if p.Errcode != 0 || !p.HadNoEffect {
 		words += ", and asking again within a minute gives this answer"
 	}
 	told := *p
 	if isQuota(p) {
-		told.advice = "wait for the next day, or reset the quota in the account's console"
+		told.Advice = "wait for the next day, or reset the quota in the account's console"
 	}
-	return operatorResponse(words, withoutRetryPromise(&told))
+	return operatorResponse(words, upstream.WithoutRetryPromise(&told))
 }
 
 const clearQuotaHelp = `

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -182,7 +183,7 @@ func TestAClearingThatFails(t *testing.T) {
 				status, text := m.refused(logical.UpdateOperation, "clear-quota/demo", nil)
 				require.Equal(t, c.status, status)
 				require.Contains(t, text, c.says)
-				require.NotContains(t, text, triesAgain)
+				require.NotContains(t, text, upstream.TriesAgain)
 				_, again := m.refused(logical.UpdateOperation, "clear-quota/demo", nil)
 				if c.repeated {
 					require.Equal(t, 2, m.clearings())

@@ -11,6 +11,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // configFields are the fields of an account, the table of docs/reference.md in code.
@@ -150,7 +152,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		err = storageProblem(err)
 	}
 	if err != nil {
-		return refusedWrite(name, before != nil, sets(data, storedFieldNames...), withoutRetryPromise(err))
+		return refusedWrite(name, before != nil, sets(data, storedFieldNames...), upstream.WithoutRetryPromise(err))
 	}
 	if done.invalid != nil {
 		return logical.ErrorResponse(done.invalid.Error()), nil
@@ -180,7 +182,7 @@ func refusedWrite(name string, stored, changes bool, err error) (*logical.Respon
 	}
 	if p := problemOf(err); p != nil && changes && untried(p) {
 		hinted := *p
-		hinted.advice += ", or write with verify=false to store this without trying it"
+		hinted.Advice += ", or write with verify=false to store this without trying it"
 		err = &hinted
 	}
 	return operatorResponse(words, err)
@@ -189,7 +191,7 @@ func refusedWrite(name string, stored, changes bool, err error) (*logical.Respon
 // untried reports whether p says nothing of the credentials, and will for longer than a
 // moment.
 func untried(p *problem) bool {
-	return p.status == http.StatusBadGateway && !isForcing(p) || isQuota(p)
+	return p.Status == http.StatusBadGateway && !isForcing(p) || isQuota(p)
 }
 
 // warnOfTwins adds a warning that tells of the mount's other accounts with the same

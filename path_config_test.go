@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -278,7 +279,7 @@ func TestARefusedWriteStoresAndChangesNothing(t *testing.T) {
 						}
 						mayBeGood := c.status == http.StatusBadGateway || name == "quota of the day"
 						require.Equal(t, mayBeGood, strings.Contains(text, "verify=false to store this"), text)
-						require.NotContains(t, text, triesAgain, "a write is not repeated")
+						require.NotContains(t, text, upstream.TriesAgain, "a write is not repeated")
 						require.NotContains(t, text, token["access_token"])
 					})
 				}
@@ -327,7 +328,7 @@ func TestWhatWasNotWeChatIsInTheServerLogOnly(t *testing.T) {
 		_, read := m.refused(logical.ReadOperation, "token/demo", nil)
 		_, forced := m.refused(logical.UpdateOperation, "rotate/demo", nil)
 		for _, text := range []string{told, read, forced, fmt.Sprint(m.statusOf("demo"))} {
-			require.Contains(t, text, ruleAnswer.meaning)
+			require.Contains(t, text, upstream.RuleAnswer.Meaning)
 			require.NotContains(t, text, "418")
 		}
 		require.Equal(t, 3, strings.Count(m.logs.String(), "HTTP 418"), m.logs.String())

@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 const (
@@ -142,10 +144,10 @@ func (b *backend) login(ctx context.Context, req *logical.Request, data *framewo
 	fields, err := exchange(name, cfg, data.Get(field).(string))
 	if err != nil {
 		words := fmt.Sprintf("the code was not exchanged for account %q", name)
-		if p := problemOf(err); p != nil && p.local { // the code is as good as before
+		if p := problemOf(err); p != nil && p.Local { // the code is as good as before
 			words = fmt.Sprintf("the code was not sent for account %q", name)
 		}
-		return failureResponse(words, withoutRetryPromise(err))
+		return failureResponse(words, upstream.WithoutRetryPromise(err))
 	}
 	return &logical.Response{Data: fields}, nil
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // metricsType is the content type of the answer, which every Prometheus takes.
@@ -120,7 +122,7 @@ func countAccounts(into chan<- prometheus.Metric, all []portrait) {
 	for state, n := range states {
 		gauge(into, descAccounts, float64(n), state)
 	}
-	for _, c := range classes {
+	for _, c := range upstream.Classes {
 		gauge(into, descLastError, float64(failed[c]), string(c))
 	}
 }
@@ -176,7 +178,7 @@ func (k *keeper) portraits(now time.Time) (all []portrait, revoking int) {
 			p.remaining = st.left(now)
 		}
 		if f := st.trouble(); f != nil {
-			p.failures, p.lastError = f.count, f.class
+			p.failures, p.lastError = f.count, f.Class
 		}
 		all = append(all, p)
 	}

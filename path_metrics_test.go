@@ -17,6 +17,7 @@ import (
 	prommodel "github.com/prometheus/common/model"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
@@ -529,11 +530,11 @@ func TestWhatAlertsCountIsThereFromTheBeginning(t *testing.T) {
 			want = append(want, `wechat_storage_failures_total{operation="`+operation+`"}`)
 		}
 		for _, a := range apis {
-			want = append(want, `wechat_calls_total{api="`+string(a)+`",errcode="45009",result="quota"}`)
+			want = append(want, `wechat_calls_total{api="`+a+`",errcode="45009",result="quota"}`)
 		}
-		for _, a := range []api{apiCode2Session, apiOAuth2} {
-			for _, result := range append(slices.Clone(classes), resultOK) {
-				want = append(want, `wechat_exchanges_total{api="`+string(a)+`",result="`+string(result)+`"}`)
+		for _, a := range []string{apiCode2Session, apiOAuth2} {
+			for _, result := range append(slices.Clone(upstream.Classes), upstream.ResultOK) {
+				want = append(want, `wechat_exchanges_total{api="`+a+`",result="`+string(result)+`"}`)
 			}
 		}
 		got := m.measured()
@@ -568,9 +569,9 @@ func TestOfManyAccountsTheWorstAreShownAndTheOthersCounted(t *testing.T) {
 
 		bad := m.keeper.lookup(f.name(maxListed + 10))
 		now := time.Now()
-		bad.setState(bad.current().failed(&problem{rule: ruleUnavailable}, now, now, 1))
+		bad.setState(bad.current().failed(&problem{Rule: upstream.RuleUnavailable}, now, now, 1))
 		worse := m.keeper.lookup(f.name(maxListed + 11))
-		dead := *worse.current().failed(&problem{rule: ruleUnavailable}, now, now, 1)
+		dead := *worse.current().failed(&problem{Rule: upstream.RuleUnavailable}, now, now, 1)
 		dead.token = nil
 		worse.setState(&dead)
 		got = m.measured()

@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 const rotatePrefix = "rotate/"
@@ -53,7 +55,7 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 		if problemOf(err) == nil {
 			return nil, fmt.Errorf("%s: %w", words, err)
 		}
-		return operatorResponse(words, withoutRetryPromise(err))
+		return operatorResponse(words, upstream.WithoutRetryPromise(err))
 	}
 	if done == nil {
 		return unknownAccount(ctx, req, name), nil
@@ -124,15 +126,15 @@ func (e *tooSoon) advised(name string, revoke bool) *problem {
 	told := *e.problem
 	switch {
 	case e.isPending(name) && e.next.IsZero():
-		told.advice = fmt.Sprintf("nothing: watch revocation in status/%s", e.pending)
+		told.Advice = fmt.Sprintf("nothing: watch revocation in status/%s", e.pending)
 	case e.isPending(name):
-		told.advice = fmt.Sprintf("nothing: its next step comes in %d seconds, at %s; watch revocation in status/%s",
+		told.Advice = fmt.Sprintf("nothing: its next step comes in %d seconds, at %s; watch revocation in status/%s",
 			secondsUp(e.next.Sub(wallClock())), timestamp(e.next), name)
 	case e.last == nil:
 	case e.last.replaced && (!revoke || !e.completed.IsZero()):
-		told.advice = "nothing if that is what you wanted; otherwise " + told.advice
+		told.Advice = "nothing if that is what you wanted; otherwise " + told.Advice
 	case !e.last.known:
-		told.advice = fmt.Sprintf("see last_vault_rotation in status/%s: it changes when the token does; to replace it again, %s", name, told.advice)
+		told.Advice = fmt.Sprintf("see last_vault_rotation in status/%s: it changes when the token does; to replace it again, %s", name, told.Advice)
 	}
 	return &told
 }

@@ -96,11 +96,11 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 // fields is what status/ shows of a failure.
 func (f *failure) fields() map[string]any {
 	fields := map[string]any{
-		"errcode": nil, "class": string(f.class), "message": f.message(),
-		"time": timestamp(f.at), "advice": f.advice,
+		"errcode": nil, "class": string(f.Class), "message": f.Message(),
+		"time": timestamp(f.at), "advice": f.Advice,
 	}
-	if f.errcode != 0 {
-		fields["errcode"] = f.errcode
+	if f.Errcode != 0 {
+		fields["errcode"] = f.Errcode
 	}
 	return fields
 }

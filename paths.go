@@ -193,7 +193,7 @@ func failureResponse(words string, err error) (*logical.Response, error) {
 // operatorResponse is failureResponse with WeChat's request ID and words, for
 // callers who configure accounts and read no token.
 func operatorResponse(words string, err error) (*logical.Response, error) {
-	return failureAnswer(words, err, (*problem).operatorError)
+	return failureAnswer(words, err, (*problem).OperatorError)
 }
 
 func failureAnswer(words string, err error, say func(*problem) string) (*logical.Response, error) {
@@ -202,10 +202,10 @@ func failureAnswer(words string, err error, say func(*problem) string) (*logical
 		return nil, err
 	}
 	text := words + ": " + say(p)
-	if p.status == http.StatusBadRequest {
+	if p.Status == http.StatusBadRequest {
 		return logical.ErrorResponse(text), nil
 	}
-	return nil, logical.CodedError(p.status, text)
+	return nil, logical.CodedError(p.Status, text)
 }
 
 // maxText is the longest text that a field may hold, in bytes, where it has no limit of

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // maxAsks is how many normal calls are made for one request at most: only if a
@@ -18,8 +20,8 @@ const maxAsks = 3
 // ruleForcing is what those are told who could not wait for another name's forced
 // refresh to end. It is not remembered.
 var ruleForcing = rule{
-	classTransient, http.StatusBadGateway, backoffTransient,
-	"a forced refresh of this appid is still on its way, and no token of before is handed out", "try again in some seconds",
+	Class: upstream.ClassTransient, Status: http.StatusBadGateway, Backoff: upstream.BackoffTransient,
+	Meaning: "a forced refresh of this appid is still on its way, and no token of before is handed out", Advice: "try again in some seconds",
 }
 
 // read returns the account's state with a token that is usable, asking WeChat if that
@@ -127,11 +129,11 @@ func (a *account) read(ctx context.Context, s logical.Storage, st *state, came t
 		}
 		st = next // a forced call of another name was begun meanwhile
 	}
-	return nil, now, &problem{rule: ruleForcing}
+	return nil, now, &problem{Rule: ruleForcing}
 }
 
 // errTooSlow is the problem of a token that ended before it was stored.
-var errTooSlow = &problem{rule: ruleStorage, detail: "storing the token took longer than its life"}
+var errTooSlow = &problem{Rule: ruleStorage, Detail: "storing the token took longer than its life"}
 
 // inTheAir is the error of who holds an account's lock and finds a forced call of
 // another name in the air. Nobody waits for that with the lock held: whoever comes for
@@ -143,7 +145,7 @@ type inTheAir struct {
 }
 
 func newInTheAir(over <-chan struct{}, timeout time.Duration) error {
-	return inTheAir{&problem{rule: ruleForcing}, over, timeout}
+	return inTheAir{&problem{Rule: ruleForcing}, over, timeout}
 }
 
 // Unwrap makes it a *problem to all who do not look closer.
@@ -164,7 +166,7 @@ func (a *account) forcedElsewhere(st *state) error {
 // kept, a normal one from telling anything.
 func isForcing(err error) bool {
 	p := problemOf(err)
-	return p != nil && p.rule == ruleForcing
+	return p != nil && p.Rule == ruleForcing
 }
 
 // patiently calls try, and again each time that a forced call of another name has
@@ -195,7 +197,7 @@ func patiently(ctx context.Context, try func(came time.Time) error) error {
 // came, WeChat is not asked again for them.
 func (a *account) refreshFor(ctx context.Context, s logical.Storage, st *state, came time.Time) (*state, error) {
 	if time.Since(came) >= st.timeout && !a.overtaken.Before(came) {
-		return nil, &problem{rule: ruleForcing}
+		return nil, &problem{Rule: ruleForcing}
 	}
 	return a.refresh(ctx, s, st)
 }
@@ -252,7 +254,7 @@ func (a *account) report(ctx context.Context, s logical.Storage, st, before *sta
 		case st.failure != nil:
 			return nil, false, st.failure.problem
 		case st.unconfirmed():
-			return nil, false, &problem{rule: ruleForcing}
+			return nil, false, &problem{Rule: ruleForcing}
 		case !st.usable(now):
 			return nil, false, errTooSlow
 		}
@@ -282,7 +284,7 @@ type present struct {
 // from WeChat is a *problem, inTheAir among them.
 func (a *account) ask(cfg *config, ap *appid, trial bool) (*present, error) {
 	e := cfg.endpoint()
-	e.trial = trial
+	e.Trial = trial
 	for range maxAsks {
 		v, forcing := ap.look()
 		if forcing != nil {
@@ -299,7 +301,7 @@ func (a *account) ask(cfg *config, ap *appid, trial bool) (*present, error) {
 			return &present{g, epoch, outside}, nil
 		}
 	}
-	return nil, &problem{rule: ruleForcing}
+	return nil, &problem{Rule: ruleForcing}
 }
 
 // refresh makes a normal call, stores the token if it is another one, and remembers
@@ -374,9 +376,9 @@ func (a *account) storeBound(ctx context.Context, s logical.Storage, st *state) 
 
 // sendFailure sends the event of an attempt that failed.
 func (a *account) sendFailure(p *problem) {
-	more := []string{"class", string(p.class)}
-	if p.errcode != 0 {
-		more = append(more, "errcode", strconv.Itoa(p.errcode))
+	more := []string{"class", string(p.Class)}
+	if p.Errcode != 0 {
+		more = append(more, "errcode", strconv.Itoa(p.Errcode))
 	}
 	a.events.send(eventRefreshFail, statusPrefix, a.name, more...)
 }
@@ -389,6 +391,6 @@ func (a *account) noteFailure(st *state, p *problem, begun time.Time) *state {
 	a.sendFailure(p)
 	a.log.Warn("no token from WeChat", append([]any{
 		"account", a.name, "appid", st.appID, "failures", st.failure.count, "next_attempt", timestamp(st.failure.next),
-	}, p.logFields()...)...)
+	}, p.LogFields()...)...)
 	return st
 }

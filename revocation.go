@@ -17,8 +17,8 @@ const revocationAge = day
 // or an answer that does not tell what became of it, counts for the day's budget: a day
 // of them leaves something of it.
 var (
-	backoffRevocation = backoff{forcedSpacing, 10 * time.Minute}
-	backoffCounted    = backoff{forcedSpacing, 4 * time.Hour}
+	backoffRevocation = backoff{First: forcedSpacing, Most: 10 * time.Minute}
+	backoffCounted    = backoff{First: forcedSpacing, Most: 4 * time.Hour}
 )
 
 // revocation is the record of a leak response that is not complete: the token has to
@@ -71,7 +71,7 @@ func (r *revocation) keepDistance(ap *appid) {
 		since = time.Time{} // the clock was set back since: all that is known counts
 	}
 	last, calls := ap.forcedSince(r.Epoch, since)
-	distance := backoffCounted.after(max(1, calls))
+	distance := backoffCounted.After(max(1, calls), randomFraction())
 	if last.IsZero() {
 		last = now
 	}
@@ -85,7 +85,7 @@ func (r *revocation) keepDistance(ap *appid) {
 func (r *revocation) retry(err error) {
 	r.failures++
 	r.quota = isQuota(problemOf(err))
-	r.next = wallClock().Add(backoffRevocation.after(r.failures))
+	r.next = wallClock().Add(backoffRevocation.After(r.failures, randomFraction()))
 }
 
 // retryNow ends the wait for what a person has mended, but not the one between two

@@ -79,12 +79,12 @@ func (e *tooSoon) Unwrap() error { return e.problem }
 // besides if it is a limit. The caller holds the account's lock.
 func (k *keeper) tooSoon(ctx context.Context, s logical.Storage, a *account, st *state, err error) error {
 	p := problemOf(err)
-	if p == nil || !p.local {
+	if p == nil || !p.Local {
 		return err
 	}
 	e := &tooSoon{problem: p, last: st.appid.lately()}
 	if r := k.pendingRevocation(ctx, s, a.name, st); r != nil {
-		e.pending, e.next = a.name, wallClock().Add(p.backoff.first)
+		e.pending, e.next = a.name, wallClock().Add(p.Backoff.First)
 		if e.next.Before(r.next) {
 			e.next = r.next
 		}
@@ -144,8 +144,8 @@ func (a *account) revoke(s logical.Storage, st *state, r *revocation) {
 	if st.forced() < r.Target {
 		done, err := a.force(ctx, s, st, cfg, newEpoch())
 		switch p := problemOf(err); {
-		case p != nil && p.local: // spacing or budget
-			r.next = wallClock().Add(p.backoff.first)
+		case p != nil && p.Local: // spacing or budget
+			r.next = wallClock().Add(p.Backoff.First)
 			return
 		case err != nil:
 			a.log.Warn("a revocation waits for its forced refresh", "account", a.name, "appid", cfg.AppID, "error", err)
@@ -180,7 +180,7 @@ func (a *account) confirm(ctx context.Context, s logical.Storage, st *state) (*s
 	case st.failure != nil:
 		return nil, st.failure.problem
 	case st.unconfirmed():
-		return nil, &problem{rule: ruleForcing}
+		return nil, &problem{Rule: ruleForcing}
 	}
 	return st, nil
 }

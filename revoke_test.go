@@ -264,7 +264,7 @@ func growingDistance(t *testing.T, fault wechatsim.Fault) {
 		}
 		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
 		m.sim.ClearFaults()
-		m.ticks(int(backoffCounted.most / time.Minute))
+		m.ticks(int(backoffCounted.Most / time.Minute))
 		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
 		_, effective := m.forcedCalls()
 		require.Equal(t, 2, effective)
@@ -299,7 +299,7 @@ func TestNothingShortensTheGrowingDistanceOfForcedCalls(t *testing.T) {
 					require.Equal(t, forcedPerDay-seen, m.statusOf("demo")["rotations_remaining"])
 					require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
 					m.sim.ClearFaults()
-					m.ticks(int(backoffCounted.most / time.Minute))
+					m.ticks(int(backoffCounted.Most / time.Minute))
 					require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
 				})
 			})

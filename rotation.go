@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // rotated is what came of a forced refresh.
@@ -31,7 +33,7 @@ func (c *common) notBegun(err error) error {
 
 // hadNoEffect reports whether a forced refresh that ended in err certainly left the
 // token and the day's budget as they were.
-func hadNoEffect(err error) bool { return problemOf(err).noEffect() || errors.Is(err, errNotBegun) }
+func hadNoEffect(err error) bool { return upstream.NoEffect(err) || errors.Is(err, errNotBegun) }
 
 // prove has WeChat accept the account's credentials by a normal call if it has not
 // yet: only then may the account do what others feel that share its appid. The caller
@@ -75,7 +77,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 	}
 	sent := wallClock()
 	g, err := a.client.stableToken(a.ctx, cfg.endpoint(), true)
-	if problemOf(err).noEffect() {
+	if upstream.NoEffect(err) {
 		a.metrics.forced["refused"].Inc()
 		ap.undo(f)
 		withdrawGuard(ctx, s, f.guard)

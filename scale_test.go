@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
@@ -281,14 +282,14 @@ func TestScaleAllTokensDueAtOnce(t *testing.T) {
 
 // attempts is the most that an account may try within the given time if each
 // attempt fails.
-func (b backoff) attempts(within time.Duration) int {
+func attempts(b backoff, within time.Duration) int {
 	n := 0
 	for spent := time.Duration(0); spent <= within; n++ {
-		wait := b.most
+		wait := b.Most
 		if n < 30 {
-			wait = min(b.most, b.first<<n)
+			wait = min(b.Most, b.First<<n)
 		}
-		spent += max(b.first, wait-wait/4)
+		spent += max(b.First, wait-wait/4)
 	}
 	return n
 }
@@ -304,11 +305,11 @@ func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
 		backoff backoff
 		attempt time.Duration // how long one takes
 	}{
-		"server error":       {wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable}, backoffTransient, latency},
-		"busy":               {wechatsim.Fault{Kind: "errcode", Errcode: -1}, backoffTransient, latency},
+		"server error":       {wechatsim.Fault{Kind: "status", Status: http.StatusServiceUnavailable}, upstream.BackoffTransient, latency},
+		"busy":               {wechatsim.Fault{Kind: "errcode", Errcode: -1}, upstream.BackoffTransient, latency},
 		"quota of a minute":  {wechatsim.Fault{Kind: "errcode", Errcode: 45011}, backoffQuota, latency},
 		"IP not whitelisted": {wechatsim.Fault{Kind: "errcode", Errcode: 40164}, backoffPerson, latency},
-		"hang":               {wechatsim.Fault{Kind: "hang"}, backoffTransient, defaultRequestTimeout},
+		"hang":               {wechatsim.Fault{Kind: "hang"}, upstream.BackoffTransient, defaultRequestTimeout},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
@@ -338,7 +339,7 @@ func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
 				t.Logf("%d accounts: %d calls in %s, at most %d for one account", f, len(arrivals), outage, most)
 				tried := wake.Workers * int((outage-startHoldOff)/c.attempt)
 				require.GreaterOrEqual(t, len(calls), min(int(f), tried), "accounts were not tried")
-				require.LessOrEqual(t, most, c.backoff.attempts(outage))
+				require.LessOrEqual(t, most, attempts(c.backoff, outage))
 				atOnce := wake.Workers + wake.SlowWorkers + 1 // the background's and the reader's
 				for i := atOnce; i < len(arrivals); i++ {
 					between := arrivals[i].Time.Sub(arrivals[i-atOnce].Time)
@@ -347,7 +348,7 @@ func TestScaleAFailureOfWeChatIsNoStorm(t *testing.T) {
 
 				// When it is over each account is asked for once more.
 				m.sim.ClearFaults()
-				over := c.backoff.most + c.attempt + latency*time.Duration(f)/time.Duration(wake.SlowWorkers)
+				over := c.backoff.Most + c.attempt + latency*time.Duration(f)/time.Duration(wake.SlowWorkers)
 				time.Sleep(over)
 				synctest.Wait()
 				for appID, n := range f.calls(m) {
@@ -451,8 +452,9 @@ func BenchmarkClientCall(b *testing.B) {
 	require.NoError(b, err)
 	defer stop()
 	c := &client{}
-	defer c.close()
-	e := endpoint{appID: testAppID, secret: testSecret, baseURL: url, timeout: defaultRequestTimeout}
+	defer c.Close()
+	e := testEndpoint()
+	e.BaseURL = url
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := c.stableToken(b.Context(), e, false); err != nil {
@@ -469,7 +471,7 @@ func BenchmarkParseAnswer(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if g, p := parseAnswer(apiStableToken, http.StatusOK, []byte(raw), []string{testSecret}); g == nil && p == nil {
+				if g, p := testEndpoint().request(upstream.Request{API: apiStableToken}).Parse(http.StatusOK, []byte(raw)); g == nil && p == nil {
 					b.Fatal("neither a token nor a problem")
 				}
 			}

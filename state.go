@@ -112,11 +112,11 @@ func (f *failure) after(p *problem, now time.Time) *failure {
 	next := &failure{problem: p, begun: now, at: now, count: 1, run: 1}
 	if f != nil {
 		next.count = f.count + 1
-		if f.backoff == p.backoff {
+		if f.Backoff == p.Backoff {
 			next.run = f.run + 1
 		}
 	}
-	next.next = now.Add(p.backoff.after(next.run))
+	next.next = now.Add(p.Backoff.After(next.run, randomFraction()))
 	return next
 }
 
@@ -280,7 +280,7 @@ func (st *state) told(now time.Time) *problem {
 	if !now.Before(next) {
 		next = f.at.Add(minCallInterval) // see recent
 	}
-	return f.remembered(f.at, next)
+	return f.Remembered(f.at, next)
 }
 
 // wake returns when the background has to look at the account, zero if never:

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // noon is the moment at which the tests below begin; after(s) is so many seconds
@@ -48,7 +50,7 @@ func answered(st *state, g *tokenAnswer) *state { return st.succeeded(g, adopted
 
 // failedAt is the state after a server error so many seconds after noon.
 func failedAt(st *state, at float64) *state {
-	return st.failed(&problem{rule: ruleUnavailable}, after(at), after(at), 1)
+	return st.failed(&problem{Rule: upstream.RuleUnavailable}, after(at), after(at), 1)
 }
 
 func TestAdopt(t *testing.T) {
@@ -266,7 +268,7 @@ func TestFailed(t *testing.T) {
 		"the waits of one class grow": {
 			{busy, 1, time.Second, time.Second},
 			{busy, 2, 1500 * time.Millisecond, 2 * time.Second},
-			{ruleUnavailable, 3, 3 * time.Second, 4 * time.Second},
+			{upstream.RuleUnavailable, 3, 3 * time.Second, 4 * time.Second},
 			{busy, 4, 6 * time.Second, 8 * time.Second},
 		},
 		"each class begins at its first wait": {
@@ -284,7 +286,7 @@ func TestFailed(t *testing.T) {
 			for n, a := range attempts {
 				at := after(float64(n))
 				last := *st
-				next := st.failed(&problem{rule: a.rule}, at, at, 1)
+				next := st.failed(&problem{Rule: a.rule}, at, at, 1)
 				require.Equal(t, last, *st, "a state is never changed")
 				st = next
 				require.Equal(t, a.count, st.failure.count)

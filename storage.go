@@ -119,11 +119,15 @@ func writeEntry(ctx context.Context, s logical.Storage, key string, v any) error
 	return s.Put(ctx, entry)
 }
 
+// maxDetail bounds, in bytes, what is told of an error of Vault's storage.
+const maxDetail = 256
+
 // storageProblem is the problem of a write that Vault's storage did not take.
 func storageProblem(err error) *problem {
-	p := &problem{rule: ruleStorage, detail: truncate(err.Error())}
+	text := err.Error()
+	p := &problem{Rule: ruleStorage, Detail: strings.ToValidUTF8(text[:min(len(text), maxDetail)], "")}
 	if forbidsWrites(err) {
-		p.advice = adviceUnseal
+		p.Advice = adviceUnseal
 	}
 	return p
 }

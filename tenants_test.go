@@ -38,7 +38,7 @@ func withOwnServer(m *mount, settings wechatsim.Account) *wechatsim.Sim {
 	settings.Secret = testSecret
 	own.SetAccount(testAppID, settings)
 	m.t.Cleanup(own.Serve(pipe))
-	m.keeper.client.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+	m.keeper.client.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if strings.HasPrefix(ownURL, "http://"+addr) || strings.HasPrefix(addr, "127.0.9.") || addr == wechatsOtherPort {
 			return pipe.DialContext(ctx, network, addr)
 		}

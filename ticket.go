@@ -173,7 +173,7 @@ func (ts *ticketState) waits(now time.Time) bool {
 }
 
 // told is the failure as an answer from memory.
-func (ts *ticketState) told() *problem { return ts.failure.remembered(ts.failure.at, ts.failure.next) }
+func (ts *ticketState) told() *problem { return ts.failure.Remembered(ts.failure.at, ts.failure.next) }
 
 // ttl returns after how many seconds the ticket should be read again, by the rules of
 // a token's.

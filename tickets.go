@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // ticket returns the account's ticket of a type, usable at the given time, and the
@@ -142,7 +144,7 @@ func (k *keeper) fetchTicket(ctx context.Context, s logical.Storage, t *accountT
 		if !ofToken { // which has been logged already
 			k.log.Warn("no ticket from WeChat", append([]any{
 				"account", t.name, "type", t.kind.String(), "failures", next.failure.count, "next_attempt", timestamp(next.failure.next),
-			}, p.logFields()...)...)
+			}, p.LogFields()...)...)
 		}
 		return next, nil
 	}
@@ -178,7 +180,7 @@ func (k *keeper) askTicket(ctx context.Context, s logical.Storage, t *accountTic
 		rejected := st.token.AccessToken
 		asked = wallClock()
 		value, err = k.client.ticket(k.ctx, cfg.endpoint(), rejected, t.kind.String())
-		if p := problemOf(err); p == nil || p.class != classToken || again {
+		if p := problemOf(err); p == nil || p.Class != upstream.ClassToken || again {
 			return value, asked, false, err
 		}
 		// Its error is told to who asks for the token.

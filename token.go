@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 // minTTL is the least ttl that a reader is told. A token with less than this left
@@ -149,7 +151,7 @@ func (t *token) keepTimes(g *tokenAnswer, old *token) {
 // check refuses a token that is about to end.
 func (g *tokenAnswer) check() error {
 	if g.end().Sub(g.answered) < minTTL {
-		return &problem{rule: ruleAnswer, detail: fmt.Sprintf("the token it holds has only %s left", g.lifetime)}
+		return &problem{Rule: upstream.RuleAnswer, Detail: fmt.Sprintf("the token it holds has only %s left", g.lifetime)}
 	}
 	return nil
 }

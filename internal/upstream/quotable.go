@@ -1,4 +1,4 @@
-package wechat
+package upstream
 
 import (
 	"encoding/base64"

@@ -1,4 +1,4 @@
-package wechat
+package upstream
 
 import (
 	"bufio"
@@ -24,60 +24,58 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
 func TestTransportsAreShared(t *testing.T) {
-	overSim(t, func(t *testing.T, c *client, _ *wechatsim.Sim) {
+	overSim(t, func(t *testing.T, c *Client, _ *wechatsim.Sim) {
 		roots := string(pemOf(testCertificate(t)))
 		// The server speaks no TLS: that a transport was made is all that counts.
-		call := func(change func(e *endpoint)) {
+		call := func(change func(e *Endpoint)) {
 			t.Helper()
 			e := testEndpoint()
-			e.baseURL = "https://wechat.test"
+			e.BaseURL = "https://wechat.test"
 			change(&e)
-			_, err := c.stableToken(t.Context(), e, false)
-			require.Equal(t, classUnreachable, problemOf(err).class)
+			_, err := ask(t.Context(), c, e, false)
+			require.Equal(t, ClassUnreachable, ProblemOf(err).Class)
 		}
-		proxied := func(proxy string) func(e *endpoint) { return func(e *endpoint) { e.proxy = proxy } }
+		proxied := func(proxy string) func(e *Endpoint) { return func(e *Endpoint) { e.Proxy = proxy } }
 		const proxy = "http://user:proxy-password@127.0.0.1:3128"
-		kept := func() int { return len(c.transports.inUse) }
+		kept := func() int { return len(c.ways) }
 
 		// Whatever else differs, the accounts share.
-		call(func(*endpoint) {})
-		call(func(e *endpoint) { e.appID, e.secret = "wxanother", "another" })
-		call(func(e *endpoint) { e.baseURL = "https://localhost" })
-		call(func(e *endpoint) { e.timeout = time.Second })
+		call(func(*Endpoint) {})
+		call(func(e *Endpoint) { e.BaseURL = "https://localhost" })
+		call(func(e *Endpoint) { e.Timeout = time.Second })
 		require.Equal(t, 1, kept())
-		_, err := c.stableToken(t.Context(), testEndpoint(), false)
+		_, err := ask(t.Context(), c, testEndpoint(), false)
 		require.NoError(t, err)
 		require.Equal(t, 1, kept(), "http is direct as well")
 
 		call(proxied(proxy))
 		call(proxied(proxy))
 		require.Equal(t, 2, kept())
-		call(func(e *endpoint) { e.caPEM = roots })
-		call(func(e *endpoint) { e.proxy, e.caPEM = proxy, roots })
+		call(func(e *Endpoint) { e.CAPEM = roots })
+		call(func(e *Endpoint) { e.Proxy, e.CAPEM = proxy, roots })
 		call(proxied("http://user:another-password@127.0.0.1:3128"))
 		require.Equal(t, 5, kept())
-		for key := range c.transports.inUse {
+		for key := range c.ways {
 			require.NotContains(t, fmt.Sprintf("%s", key), "password")
 		}
 
 		// Nothing is kept for an account that is not stored.
-		call(func(e *endpoint) { e.proxy, e.trial = "http://127.0.0.3:3128", true })
+		call(func(e *Endpoint) { e.Proxy, e.Trial = "http://127.0.0.3:3128", true })
 		require.Equal(t, 5, kept())
 
 		// Those in use stay, those that nobody used for long are dropped.
 		time.Sleep(transportIdle / 2)
 		call(proxied(proxy))
-		c.tidy()
+		c.Tidy()
 		require.Equal(t, 5, kept())
 		time.Sleep(transportIdle/2 + time.Second)
-		c.tidy()
+		c.Tidy()
 		require.Equal(t, 1, kept())
 		call(proxied("http://127.0.0.2:3128"))
 		require.Equal(t, 2, kept())
@@ -92,9 +90,9 @@ func TestTransportsAreShared(t *testing.T) {
 			require.LessOrEqual(t, kept(), maxTransports)
 		}
 		require.Equal(t, maxTransports, kept())
-		made := c.transports.inUse[way{proxy: parsed(proxy)}.key()]
+		made := c.ways[way{proxy: parsed(proxy)}.key()]
 		require.NotNil(t, made, "it is in use")
-		require.Nil(t, c.transports.inUse[way{proxy: parsed("http://127.0.0.2:3128")}.key()])
+		require.Nil(t, c.ways[way{proxy: parsed("http://127.0.0.2:3128")}.key()])
 	})
 }
 
@@ -111,7 +109,7 @@ func TestATrialLeavesNoConnection(t *testing.T) {
 		pipe := wechatsim.NewPipe()
 		defer newSim().Serve(pipe)()
 		open := 0
-		c := &client{dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c := &Client{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := pipe.DialContext(ctx, network, addr)
 			if err == nil {
 				open++
@@ -119,40 +117,18 @@ func TestATrialLeavesNoConnection(t *testing.T) {
 			}
 			return conn, err
 		}}
-		defer c.close()
+		defer c.Close()
 		e := testEndpoint()
-		e.trial = true
-		_, err := c.stableToken(t.Context(), e, false)
+		e.Trial = true
+		_, err := ask(t.Context(), c, e, false)
 		require.NoError(t, err)
 		synctest.Wait()
 		require.Zero(t, open)
-		e.trial = false
-		_, err = c.stableToken(t.Context(), e, false)
+		e.Trial = false
+		_, err = ask(t.Context(), c, e, false)
 		require.NoError(t, err)
 		synctest.Wait()
 		require.Equal(t, 1, open)
-	})
-}
-
-// The account of a way may be deleted, or go another way.
-func TestATransportGoesWithItsAccount(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		kept := func() int {
-			ts := &m.keeper.client.transports
-			ts.mu.Lock()
-			defer ts.mu.Unlock()
-			return len(ts.inUse)
-		}
-		for n := range 5 {
-			m.ok(logical.UpdateOperation, "config/goes", account1(map[string]any{
-				"base_url": "https://192.0.2.1", "proxy_url": fmt.Sprintf("http://127.0.0.1:%d", 3000+n), "verify": false,
-			}))
-			m.refused(logical.ReadOperation, "token/goes", nil)
-		}
-		require.Equal(t, 5, kept())
-		m.ok(logical.DeleteOperation, "config/goes", nil)
-		m.ticks(2)
-		require.Zero(t, kept())
 	})
 }
 
@@ -172,7 +148,7 @@ func TestAConnectionInTheMakingEndsWithItsCall(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				pipe := wechatsim.NewPipe()
 				var open atomic.Int64
-				client := &client{dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				client := &Client{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
 					open.Add(1)
 					if name == "a dial, forever" {
 						defer open.Add(-1)
@@ -182,21 +158,21 @@ func TestAConnectionInTheMakingEndsWithItsCall(t *testing.T) {
 					conn, err := pipe.DialContext(ctx, network, addr)
 					return onClose{conn, func() { open.Add(-1) }}, err
 				}}
-				defer client.close()
+				defer client.Close()
 				var serving sync.WaitGroup
 				serveConns(pipe, &serving, silently)
 				defer serving.Wait()
 				defer pipe.Close()
 
 				e := testEndpoint()
-				e.baseURL, e.proxy, e.timeout = c.baseURL, c.proxy, 2*time.Second
+				e.BaseURL, e.Proxy, e.Timeout = c.baseURL, c.proxy, 2*time.Second
 				var calls sync.WaitGroup
 				for range 50 {
 					calls.Go(func() {
 						start := time.Now()
-						_, err := client.stableToken(t.Context(), e, false)
-						require.Contains(t, problemOf(err).detail, "within 2s")
-						require.Equal(t, e.timeout, time.Since(start))
+						_, err := ask(t.Context(), client, e, false)
+						require.Contains(t, ProblemOf(err).Detail, "within 2s")
+						require.Equal(t, e.Timeout, time.Since(start))
 					})
 				}
 				calls.Wait()
@@ -245,13 +221,13 @@ func (c onClose) Close() error {
 // The tests from here on run over the loopback: with TLS, proxies and redirects
 // as they are.
 
-// overTCP returns a client, and the endpoint for it to reach a server at baseURL.
-func overTCP(t *testing.T, baseURL string) (*client, endpoint) {
+// overTCP returns a client, and the Endpoint for it to reach a server at baseURL.
+func overTCP(t *testing.T, baseURL string) (*Client, Endpoint) {
 	t.Helper()
-	c := &client{}
-	t.Cleanup(c.close)
+	c := &Client{}
+	t.Cleanup(c.Close)
 	e := testEndpoint()
-	e.baseURL = baseURL
+	e.BaseURL = baseURL
 	return c, e
 }
 
@@ -294,38 +270,38 @@ func TestTLS(t *testing.T) {
 	server := serve(t, "https", sim)
 	t.Run("extra roots are accepted", func(t *testing.T) {
 		c, e := overTCP(t, server.URL)
-		e.caPEM = rootsOf(server)
-		_, err := c.stableToken(t.Context(), e, false)
+		e.CAPEM = rootsOf(server)
+		_, err := ask(t.Context(), c, e, false)
 		require.NoError(t, err)
 		require.Len(t, sim.Calls(""), 1)
 	})
 	t.Run("an unknown authority is refused before anything is sent", func(t *testing.T) {
 		c, e := overTCP(t, server.URL)
-		g, err := c.stableToken(t.Context(), e, false)
+		g, err := ask(t.Context(), c, e, false)
 		p := requireProblem(t, g, err)
-		require.Equal(t, classUnreachable, p.class)
-		require.Equal(t, "no TLS connection", p.detail)
-		require.Contains(t, p.cause, "certificate signed by unknown authority")
-		require.True(t, p.noEffect())
-		require.Contains(t, p.advice, "ca_pem")
+		require.Equal(t, ClassUnreachable, p.Class)
+		require.Equal(t, "no TLS connection", p.Detail)
+		require.Contains(t, p.Cause, "certificate signed by unknown authority")
+		require.True(t, p.HadNoEffect)
+		require.Contains(t, p.Advice, "ca_pem")
 		require.Len(t, sim.Calls(""), 1)
 	})
 	t.Run("a certificate of another host is refused", func(t *testing.T) {
 		_, port, err := net.SplitHostPort(server.Listener.Addr().String())
 		require.NoError(t, err)
 		c, e := overTCP(t, "https://localhost:"+port)
-		e.caPEM = rootsOf(server)
-		g, err := c.stableToken(t.Context(), e, false)
+		e.CAPEM = rootsOf(server)
+		g, err := ask(t.Context(), c, e, false)
 		p := requireProblem(t, g, err)
-		require.Equal(t, "no TLS connection", p.detail)
-		require.Contains(t, p.cause, "certificate is valid for")
+		require.Equal(t, "no TLS connection", p.Detail)
+		require.Contains(t, p.Cause, "certificate is valid for")
 		require.Len(t, sim.Calls(""), 1)
 	})
 	t.Run("roots without a certificate are refused", func(t *testing.T) {
 		c, e := overTCP(t, server.URL)
-		e.caPEM = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----"
-		g, err := c.stableToken(t.Context(), e, false)
-		require.Equal(t, "ca_pem holds no certificate", requireProblem(t, g, err).detail)
+		e.CAPEM = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----"
+		g, err := ask(t.Context(), c, e, false)
+		require.Equal(t, "ca_pem holds no certificate", requireProblem(t, g, err).Detail)
 	})
 }
 
@@ -338,10 +314,10 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 				http.Redirect(w, r, elsewhere.URL+r.URL.Path, status)
 			}))
 			c, e := overTCP(t, server.URL)
-			g, err := c.stableToken(t.Context(), e, false)
+			g, err := ask(t.Context(), c, e, false)
 			p := requireProblem(t, g, err)
-			require.Equal(t, fmt.Sprintf("HTTP %d: redirects are refused", status), p.cause)
-			require.Equal(t, http.StatusBadGateway, p.status)
+			require.Equal(t, fmt.Sprintf("HTTP %d: redirects are refused", status), p.Cause)
+			require.Equal(t, http.StatusBadGateway, p.Status)
 			require.Empty(t, target.Calls(""))
 		})
 	}
@@ -491,12 +467,12 @@ func TestTheEgressProxyIsUsed(t *testing.T) {
 				server := serve(t, "https", sim)
 				proxy, addr := startEgress(t, scheme)
 				c, e := overTCP(t, server.URL)
-				c.proxyRoots = roots
-				e.proxy = scheme + "://" + userinfo + addr
-				e.caPEM = rootsOf(server)
-				g, err := c.stableToken(t.Context(), e, false)
+				c.ProxyRoots = roots
+				e.Proxy = scheme + "://" + userinfo + addr
+				e.CAPEM = rootsOf(server)
+				g, err := ask(t.Context(), c, e, false)
 				require.NoError(t, err)
-				require.Equal(t, sim.Current(testAppID), g.token)
+				require.Equal(t, sim.Current(testAppID), g)
 				require.Equal(t, []string{server.Listener.Addr().String()}, proxy.targets)
 				require.Equal(t, []string{login}, proxy.logins)
 			})
@@ -513,8 +489,8 @@ func TestHTTPTakesNoProxy(t *testing.T) {
 			server := serve(t, "http", sim)
 			proxy, addr := startEgress(t, scheme)
 			c, e := overTCP(t, server.URL)
-			e.proxy = scheme + "://user:proxy-p%40ss@" + addr
-			_, err := c.stableToken(t.Context(), e, false)
+			e.Proxy = scheme + "://user:proxy-p%40ss@" + addr
+			_, err := ask(t.Context(), c, e, false)
 			require.NoError(t, err)
 			require.Len(t, sim.Calls(""), 1)
 			require.Empty(t, proxy.targets)
@@ -527,13 +503,13 @@ func TestTheRootsForWeChatAreNotThoseForAProxy(t *testing.T) {
 	server := serve(t, "https", sim)
 	proxy, addr := startEgress(t, "https")
 	c, e := overTCP(t, server.URL)
-	e.proxy = "https://user:proxy-p%40ss@" + addr
-	e.caPEM = rootsOf(server) // all servers of these tests have the same certificate
-	g, err := c.stableToken(t.Context(), e, false)
+	e.Proxy = "https://user:proxy-p%40ss@" + addr
+	e.CAPEM = rootsOf(server) // all servers of these tests have the same certificate
+	g, err := ask(t.Context(), c, e, false)
 	p := requireProblem(t, g, err)
-	require.Equal(t, "no TLS connection", p.detail)
-	require.Contains(t, p.cause, "unknown authority")
-	require.True(t, p.noEffect())
+	require.Equal(t, "no TLS connection", p.Detail)
+	require.Contains(t, p.Cause, "unknown authority")
+	require.True(t, p.HadNoEffect)
 	require.Empty(t, proxy.logins)
 	require.Empty(t, sim.Calls(""))
 }
@@ -561,18 +537,18 @@ func TestAProxyThatRefusesShowsNoCredentials(t *testing.T) {
 					_, _ = io.WriteString(conn, "HTTP/1.1 "+status+"\r\nContent-Length: 0\r\n\r\n")
 				}))
 				c, e := overTCP(t, "https://127.0.0.1:1")
-				e.trial = trial
-				e.proxy = "http://" + userinfo + "@" + server.Listener.Addr().String()
-				g, err := c.stableToken(t.Context(), e, false)
+				e.Trial = trial
+				e.Proxy = "http://" + userinfo + "@" + server.Listener.Addr().String()
+				g, err := ask(t.Context(), c, e, false)
 				p := requireProblem(t, g, err)
-				require.Equal(t, http.StatusBadGateway, p.status)
-				require.Equal(t, "the proxy refused", p.detail)
-				require.Contains(t, p.cause, "the proxy answered CONNECT with 407")
-				require.True(t, p.noEffect())
-				requireShowable(t, p.cause)
+				require.Equal(t, http.StatusBadGateway, p.Status)
+				require.Equal(t, "the proxy refused", p.Detail)
+				require.Contains(t, p.Cause, "the proxy answered CONNECT with 407")
+				require.True(t, p.HadNoEffect)
+				requireShowable(t, p.Cause)
 				for _, secret := range []string{"proxy-p@ss", "proxy-p%40ss", encoded} {
-					require.NotContains(t, p.operatorError(), secret)
-					require.NotContains(t, p.cause, secret)
+					require.NotContains(t, p.OperatorError(), secret)
+					require.NotContains(t, p.Cause, secret)
 				}
 			})
 		}
@@ -588,14 +564,14 @@ const childProxy = "WECHAT_TEST_CHILD_BASE_URL"
 func TestTheEnvironmentsProxy(t *testing.T) {
 	if baseURL := os.Getenv(childProxy); baseURL != "" {
 		c, e := overTCP(t, baseURL)
-		_, err := c.stableToken(t.Context(), e, false)
+		_, err := ask(t.Context(), c, e, false)
 		if strings.HasPrefix(baseURL, "http://") {
 			require.NoError(t, err)
 			return
 		}
-		p := problemOf(err)
-		require.Equal(t, "the proxy refused", p.detail)
-		require.NotContains(t, p.cause, "environment-password")
+		p := ProblemOf(err)
+		require.Equal(t, "the proxy refused", p.Detail)
+		require.NotContains(t, p.Cause, "environment-password")
 		return
 	}
 	server := serve(t, "http", newSim())
@@ -688,53 +664,53 @@ func TestEveryWayToFailHasOnePhraseAndTellsNothingElse(t *testing.T) {
 	for name, c := range map[string]struct {
 		baseURL, proxy string
 		detail         string
-		class          class
+		class          Class
 		noEffect       bool
 		advice         string
 	}{
-		"no name":                            {"https://nowhere.invalid", "", "the host's name was not found", classUnreachable, true, "name resolution"},
-		"no name of the proxy":               {target, "http://nowhere.invalid:3128", "the host's name was not found", classUnreachable, true, "proxy_url"},
-		"nobody listens":                     {"https://" + closed, "", "no connection", classUnreachable, true, "base_url"},
-		"nobody listens, http":               {"http://" + closed, "", "no connection", classUnreachable, true, "base_url"},
-		"no http proxy listens":              {target, "http://user:proxy-password@" + closed, "no connection", classUnreachable, true, "proxy_url"},
-		"no https proxy listens":             {target, "https://user:proxy-password@" + closed, "no connection", classUnreachable, true, "proxy_url"},
-		"no socks5 proxy listens":            {target, "socks5://user:proxy-password@" + closed, "no connection", classUnreachable, true, "proxy_url"},
-		"no TLS":                             {"https://" + greets, "", "no TLS connection", classUnreachable, true, "ca_pem"},
-		"no TLS at the proxy":                {target, "https://" + greets, "no TLS connection", classUnreachable, true, "ca_pem"},
-		"a handshake without an answer":      {"https://" + silent, "", "the TLS handshake got no answer within 1s", classUnreachable, true, "GODEBUG=tlsmlkem=0"},
-		"a handshake that is cut":            {"https://" + hangsUp, "", "the TLS handshake got no answer", classUnreachable, true, "GODEBUG=tlsmlkem=0"},
-		"no http proxy":                      {target, "http://user:proxy-password@" + greets, "the proxy refused", classUnreachable, true, "proxy_url"},
-		"a silent http proxy":                {target, "http://user:proxy-password@" + silent, "no answer within 1s", classUnreachable, true, "request_timeout"},
-		"a silent socks5 proxy":              {target, "socks5://user:proxy-password@" + silent, "no answer within 1s", classUnreachable, true, "request_timeout"},
-		"no socks5 proxy":                    {target, "socks5://user:proxy-password@" + greets, "the proxy refused", classUnreachable, true, "proxy_url"},
-		"a socks5 proxy that admits no one":  {target, "socks5://user:proxy-password@" + socksRefuses, "the proxy refused", classUnreachable, true, "proxy_url"},
-		"a socks5 proxy without a way there": {target, "socks5://user:proxy-password@" + socksUnreachable, "the proxy refused", classUnreachable, true, "proxy_url"},
-		"no HTTP":                            {"http://" + answersOddly, "", "it is not an HTTP response, or its headers are too large", classAnswer, false, "base_url"},
-		"silence":                            {"http://" + silent, "", "no answer within 1s", classUnreachable, false, "request_timeout"},
-		"a connection that ends":             {"http://" + hangsUp, "", "the connection ended before the answer was complete", classUnreachable, false, "base_url"},
+		"no name":                            {"https://nowhere.invalid", "", "the host's name was not found", ClassUnreachable, true, "name resolution"},
+		"no name of the proxy":               {target, "http://nowhere.invalid:3128", "the host's name was not found", ClassUnreachable, true, "proxy_url"},
+		"nobody listens":                     {"https://" + closed, "", "no connection", ClassUnreachable, true, "base_url"},
+		"nobody listens, http":               {"http://" + closed, "", "no connection", ClassUnreachable, true, "base_url"},
+		"no http proxy listens":              {target, "http://user:proxy-password@" + closed, "no connection", ClassUnreachable, true, "proxy_url"},
+		"no https proxy listens":             {target, "https://user:proxy-password@" + closed, "no connection", ClassUnreachable, true, "proxy_url"},
+		"no socks5 proxy listens":            {target, "socks5://user:proxy-password@" + closed, "no connection", ClassUnreachable, true, "proxy_url"},
+		"no TLS":                             {"https://" + greets, "", "no TLS connection", ClassUnreachable, true, "ca_pem"},
+		"no TLS at the proxy":                {target, "https://" + greets, "no TLS connection", ClassUnreachable, true, "ca_pem"},
+		"a handshake without an answer":      {"https://" + silent, "", "the TLS handshake got no answer within 1s", ClassUnreachable, true, "GODEBUG=tlsmlkem=0"},
+		"a handshake that is cut":            {"https://" + hangsUp, "", "the TLS handshake got no answer", ClassUnreachable, true, "GODEBUG=tlsmlkem=0"},
+		"no http proxy":                      {target, "http://user:proxy-password@" + greets, "the proxy refused", ClassUnreachable, true, "proxy_url"},
+		"a silent http proxy":                {target, "http://user:proxy-password@" + silent, "no answer within 1s", ClassUnreachable, true, "request_timeout"},
+		"a silent socks5 proxy":              {target, "socks5://user:proxy-password@" + silent, "no answer within 1s", ClassUnreachable, true, "request_timeout"},
+		"no socks5 proxy":                    {target, "socks5://user:proxy-password@" + greets, "the proxy refused", ClassUnreachable, true, "proxy_url"},
+		"a socks5 proxy that admits no one":  {target, "socks5://user:proxy-password@" + socksRefuses, "the proxy refused", ClassUnreachable, true, "proxy_url"},
+		"a socks5 proxy without a way there": {target, "socks5://user:proxy-password@" + socksUnreachable, "the proxy refused", ClassUnreachable, true, "proxy_url"},
+		"no HTTP":                            {"http://" + answersOddly, "", "it is not an HTTP response, or its headers are too large", ClassAnswer, false, "base_url"},
+		"silence":                            {"http://" + silent, "", "no answer within 1s", ClassUnreachable, false, "request_timeout"},
+		"a connection that ends":             {"http://" + hangsUp, "", "the connection ended before the answer was complete", ClassUnreachable, false, "base_url"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			client, e := overTCP(t, c.baseURL)
-			e.proxy, e.timeout = c.proxy, time.Second
+			e.Proxy, e.Timeout = c.proxy, time.Second
 			if strings.Contains(name, "no name") {
-				e.timeout = 5 * time.Second // a resolver may be slow to say so
+				e.Timeout = 5 * time.Second // a resolver may be slow to say so
 			}
-			g, err := client.stableToken(t.Context(), e, true)
+			g, err := ask(t.Context(), client, e, true)
 			p := requireProblem(t, g, err)
-			require.Equal(t, c.detail, p.detail)
-			require.Equal(t, c.class, p.class)
-			require.Equal(t, http.StatusBadGateway, p.status)
-			require.Equal(t, c.noEffect, p.noEffect(), p.cause)
-			require.Contains(t, p.advice, c.advice)
-			require.NotEmpty(t, p.cause)
-			for _, text := range []string{p.Error(), p.operatorError()} {
+			require.Equal(t, c.detail, p.Detail)
+			require.Equal(t, c.class, p.Class)
+			require.Equal(t, http.StatusBadGateway, p.Status)
+			require.Equal(t, c.noEffect, p.HadNoEffect, p.Cause)
+			require.Contains(t, p.Advice, c.advice)
+			require.NotEmpty(t, p.Cause)
+			for _, text := range []string{p.Error(), p.OperatorError()} {
 				for _, hidden := range []string{"SSH", "127.0.0.1", "nowhere", "refused:", "dial", "lookup", "EOF", "proxy-password"} {
 					require.NotContains(t, text, hidden)
 				}
 			}
-			require.NotContains(t, p.cause, "proxy-password")
-			require.NotContains(t, p.cause, testSecret)
+			require.NotContains(t, p.Cause, "proxy-password")
+			require.NotContains(t, p.Cause, testSecret)
 		})
 	}
 }
@@ -764,13 +740,13 @@ func TestHeadersAndInterimResponsesAreBounded(t *testing.T) {
 		"a header without an end": {func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nX: ")
 			forever("0123456789")(conn)
-		}, causeNotHTTP.phrase},
+		}, notHTTP.Detail},
 		"headers without an end": {func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
 			forever("X: y\r\n")(conn)
-		}, causeNotHTTP.phrase},
-		"a status line without an end":     {forever("HTTP/1.1 200 OK OK"), causeNotHTTP.phrase},
-		"interim responses without an end": {forever("HTTP/1.1 103 Early Hints\r\n\r\n"), causeNotHTTP.phrase},
+		}, notHTTP.Detail},
+		"a status line without an end":     {forever("HTTP/1.1 200 OK OK"), notHTTP.Detail},
+		"interim responses without an end": {forever("HTTP/1.1 103 Early Hints\r\n\r\n"), notHTTP.Detail},
 	} {
 		t.Run(name, func(t *testing.T) {
 			addr := raw(t, func(conn net.Conn) {
@@ -778,15 +754,15 @@ func TestHeadersAndInterimResponsesAreBounded(t *testing.T) {
 				c.answer(conn)
 			})
 			client, e := overTCP(t, "http://"+addr)
-			g, err := client.stableToken(t.Context(), e, false)
+			g, err := ask(t.Context(), client, e, false)
 			if c.detail == "" {
 				require.NoError(t, err)
-				require.Equal(t, "T", g.token)
+				require.Equal(t, "T", g)
 				return
 			}
 			p := requireProblem(t, g, err)
-			require.Equal(t, c.detail, p.detail, p.cause)
-			require.Equal(t, classAnswer, p.class)
+			require.Equal(t, c.detail, p.Detail, p.Cause)
+			require.Equal(t, ClassAnswer, p.Class)
 		})
 	}
 }
@@ -798,17 +774,17 @@ func TestAWayThatSwallowsLargeHandshakes(t *testing.T) {
 	relay, err := wechatsim.StartRelay(server.Listener.Addr().String())
 	require.NoError(t, err)
 	t.Cleanup(relay.Close)
-	call := func(timeout time.Duration) (*tokenAnswer, error) {
+	call := func(timeout time.Duration) (string, error) {
 		c, e := overTCP(t, "https://"+relay.Addr())
-		e.caPEM, e.timeout = rootsOf(server), timeout
-		return c.stableToken(t.Context(), e, true)
+		e.CAPEM, e.Timeout = rootsOf(server), timeout
+		return ask(t.Context(), c, e, true)
 	}
 	g, err := call(time.Second)
 	p := requireProblem(t, g, err)
 	require.Equal(t, 1, relay.Swallowed())
-	require.Equal(t, "the TLS handshake got no answer within 1s", p.detail)
-	require.Contains(t, p.advice, "GODEBUG=tlsmlkem=0 in the environment of Vault")
-	require.True(t, p.noEffect())
+	require.Equal(t, "the TLS handshake got no answer within 1s", p.Detail)
+	require.Contains(t, p.Advice, "GODEBUG=tlsmlkem=0 in the environment of Vault")
+	require.True(t, p.HadNoEffect)
 	require.Empty(t, sim.Calls(""))
 
 	t.Setenv("GODEBUG", "tlsmlkem=0")

@@ -1,4 +1,4 @@
-package wechat
+package upstream
 
 import (
 	"encoding/base64"
@@ -138,4 +138,25 @@ func TestARequestIDIsNoToken(t *testing.T) {
 	require.Equal(t, withheld, quotable(text, "", []string{testSecret}))
 	require.Equal(t, withheld, quotable(text, rid, []string{rid}))
 	require.Equal(t, withheld, quotable(text+" "+rid, rid, nil), "it is the request ID once")
+}
+
+// FuzzQuotable holds what is quoted to its promise: wherever in a text a secret is,
+// however it is written, the text is withheld or ends before it, and it can be shown.
+func FuzzQuotable(f *testing.F) {
+	f.Fuzz(func(t *testing.T, secret, before, after string) {
+		if len(secret) < pieceLength || !isPlain(secret) {
+			return
+		}
+		for _, text := range []string{secret, url.QueryEscape(secret), hex.EncodeToString([]byte(secret)), base64.RawStdEncoding.EncodeToString([]byte(secret))} {
+			shown := quotable(before+text+after, "", []string{secret})
+			requireShowable(t, shown)
+			if shown == withheld {
+				continue
+			}
+			require.Greater(t, len(before)+pieceLength, maxDetail, "%q", shown)
+			for i := range len(text) - pieceLength + 1 {
+				require.NotContains(t, shown, text[i:i+pieceLength])
+			}
+		}
+	})
 }

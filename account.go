@@ -92,10 +92,6 @@ type account struct {
 	// without.
 	state atomic.Pointer[state]
 
-	// revocation is what is pending, nil if nothing is. It is stored under lock, and
-	// read without; its changing fields are guarded by lock.
-	revocation atomic.Pointer[revocation]
-
 	// generation counts the changes that other nodes made to the account in storage:
 	// a state of an older generation is stale, whenever it was stored.
 	generation atomic.Uint64
@@ -120,7 +116,7 @@ func (a *account) key() wake.Key {
 		return wake.Key{Kind: "load"}
 	}
 	key := wake.Key{Kind: "token", Slow: st.took >= slowCall, Way: st.way}
-	if a.revocation.Load() != nil {
+	if l := st.appid.leak.Load(); l != nil && l.By == a.name {
 		key.Kind = "leak response"
 	}
 	return key
@@ -169,7 +165,6 @@ func (a *account) forget() {
 // caller holds the lock.
 func (a *account) remove() {
 	a.setState(nil)
-	a.revocation.Store(nil)
 	a.forgetTickets()
 	if a.joined != nil {
 		a.appids.leave(a.joined, a.name)
@@ -218,6 +213,9 @@ func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
 		st = st.remember(a.last)
 		// What memory remembers may be of credentials that were never stored.
 		st.accepted = st.token != nil && st.token.Credentials == cfg.Credentials
+	}
+	for _, r := range ap.guards.leaks {
+		st.adopt(r, a.name)
 	}
 	if st.token != nil {
 		ap.recall(st.token)
@@ -283,7 +281,22 @@ func (a *account) publish(ctx context.Context, s logical.Storage, next *state, s
 	if changed {
 		a.events.send(eventTokenRotate, tokenPrefix, a.name, "expire_time", timestamp(published.token.ExpireTime))
 	}
+	if err == nil {
+		a.tellRevoked(next.appid)
+	}
 	return &published
+}
+
+// tellRevoked tells of a leak response that is complete, once storage has it.
+func (a *account) tellRevoked(ap *appid) {
+	ap.mu.Lock()
+	by := ap.revoked
+	ap.revoked = ""
+	ap.mu.Unlock()
+	if by != "" {
+		a.log.Info("revocation complete", "account", by)
+		a.events.send(eventRevocationComplete, statusPrefix, by)
+	}
 }
 
 // removeOrphan removes a token and tickets without their configuration, or of an
@@ -414,8 +427,10 @@ func (a *account) endQuotaWait() {
 		next.failure = nil
 		a.setState(&next)
 	}
-	if r := a.revocation.Load(); r != nil && r.quota {
-		r.retryNow()
+	if a.joined != nil {
+		if l := a.joined.leak.Load(); l != nil && l.quota {
+			a.joined.changeLeak((*leak).mended)
+		}
 	}
 }
 

@@ -50,6 +50,9 @@ type appid struct {
 	// stale counts the changes that other nodes made to the history in storage.
 	stale atomic.Uint64
 
+	// leak is that of history, to be read without mu. It is written under mu.
+	leak atomic.Pointer[leak]
+
 	// storing is held while the history is read from storage or written there, which
 	// may take long: whoever waits for it may give up. It is taken before mu.
 	storing *semaphore.Weighted
@@ -65,19 +68,13 @@ type appid struct {
 	answers  uint64        // grows with each change of epoch or latest
 	era      int64         // of the clock when times that lay ahead were last corrected
 	members  []member      // the accounts in memory, nearly always one
+	revoked  string        // the account that has completed a leak response, until that is told
 }
 
 // member is an account that has the appid.
 type member struct {
 	name string
 	wake func() // has the background look at it
-}
-
-// latest is the token that WeChat named last.
-type latest struct {
-	token     string // "" if none is known
-	rotatedAt time.Time
-	end       time.Time
 }
 
 // history is what storage knows of the forced refreshes of one appid, under
@@ -93,6 +90,12 @@ type history struct {
 	// Forced holds the calls of the last 24 hours that took effect or may have, in
 	// the order in which they were begun.
 	Forced []forcedCall
+
+	// Leak is the leak response that is not complete, nil if there is none.
+	Leak *leak
+
+	// Revoked is when the last one was complete, zero if none was.
+	Revoked time.Time
 }
 
 // forcedCall is one forced refresh.
@@ -107,11 +110,13 @@ type storedHistory struct {
 	Epoch   int64       `json:"epoch"`
 	Forced  []time.Time `json:"forced"`
 	Epochs  []int64     `json:"epochs"` // of the calls in Forced
+	Leak    *leak       `json:"leak,omitempty"`
+	Revoked time.Time   `json:"revoked,omitzero"`
 }
 
 // MarshalJSON makes what is stored.
 func (h history) MarshalJSON() ([]byte, error) {
-	stored := storedHistory{Version: h.Version, Epoch: h.Epoch}
+	stored := storedHistory{Version: h.Version, Epoch: h.Epoch, Leak: h.Leak, Revoked: h.Revoked}
 	for _, f := range h.Forced {
 		stored.Forced, stored.Epochs = append(stored.Forced, f.At), append(stored.Epochs, f.Epoch)
 	}
@@ -129,7 +134,7 @@ func (h *history) UnmarshalJSON(raw []byte) error {
 	if len(stored.Epochs) != len(stored.Forced) {
 		return nil
 	}
-	h.Version, h.Epoch = stored.Version, stored.Epoch
+	h.Version, h.Epoch, h.Leak, h.Revoked = stored.Version, stored.Epoch, stored.Leak, stored.Revoked
 	for i, at := range stored.Forced {
 		h.Forced = append(h.Forced, forcedCall{At: at, Epoch: stored.Epochs[i]})
 	}
@@ -272,9 +277,13 @@ func (all *appids) find(key string) *appid {
 	return all.all[key]
 }
 
-// sweep removes the history at key from storage if no account in memory has its appid
-// and nothing in it is younger than a day.
+// sweep removes from storage what the history at key holds of use to an account, if no
+// account in memory has its appid: a leak response, and the whole of it if none of its
+// calls is younger than a day.
 func (all *appids) sweep(ctx context.Context, s logical.Storage, key string) error {
+	if all.find(key) != nil {
+		return nil
+	}
 	ap := all.enter(key, sweeper, func() {})
 	defer all.leave(ap, sweeper)
 	// Whoever joins meanwhile waits for this lock, and then finds what is left.
@@ -287,8 +296,12 @@ func (all *appids) sweep(ctx context.Context, s logical.Storage, key string) err
 	}
 	var h history
 	found, err := readEntry(ctx, s, key, &h)
-	if err != nil || !found || len(h.pruned(wallClock()).Forced) > 0 {
+	switch counts := len(h.pruned(wallClock()).Forced) > 0; {
+	case err != nil || !found || counts && h.Leak == nil:
 		return err
+	case counts:
+		h.Leak = nil
+		return writeEntry(ctx, s, key, &h)
 	}
 	return s.Delete(ctx, key)
 }
@@ -371,10 +384,15 @@ func (ap *appid) load(ctx context.Context, s logical.Storage) error {
 		// The calls that it held may have killed any token: WeChat is asked.
 		h.Epoch, ap.unstored = newEpoch(), true
 	}
-	if h.restore(recorded, wallClock()) {
+	now := wallClock()
+	if h.restore(recorded, now) {
 		ap.unstored = true
 	}
+	if h.Leak != nil {
+		h.Leak = h.Leak.checked(now)
+	}
 	ap.history = h
+	ap.leak.Store(h.Leak)
 	if ap.epoch.Load() != h.Epoch {
 		ap.begin(h.Epoch)
 	}
@@ -388,6 +406,9 @@ func (h *history) restore(recorded []guard, now time.Time) (changed bool) {
 		if now.Sub(g.At) < day && !slices.ContainsFunc(h.Forced, func(f forcedCall) bool { return f.Epoch == g.Epoch }) {
 			h.Forced = append(h.Forced, forcedCall{At: g.At, Epoch: g.Epoch})
 			h.Epoch, changed = newEpoch(), true
+			if h.Leak == nil {
+				h.Leak = g.Leak
+			}
 		}
 	}
 	return changed
@@ -426,6 +447,9 @@ func (ap *appid) clockSetBack(now time.Time) {
 		ap.era = present
 		ap.since.Store(min(ap.since.Load(), now.UnixNano()))
 		ap.latest = latest{}
+		if l := ap.leak.Load(); l != nil {
+			ap.setLeak(l.checked(now))
+		}
 	}
 }
 
@@ -481,44 +505,6 @@ func (ap *appid) budget() int {
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
 	return ap.history.pruned(wallClock()).remaining()
-}
-
-// begun reports whether the forced call that began this epoch was made, as far as is
-// known, and was not undone.
-func (ap *appid) begun(epoch int64) bool {
-	ap.mu.Lock()
-	defer ap.mu.Unlock()
-	return slices.ContainsFunc(ap.history.Forced, func(f forcedCall) bool { return f.Epoch == epoch })
-}
-
-// lastForced returns when the last forced call reached WeChat at the latest, the zero
-// time if there was none in the last 24 hours.
-func (ap *appid) lastForced() time.Time {
-	ap.mu.Lock()
-	defer ap.mu.Unlock()
-	if n := len(ap.history.Forced); n > 0 {
-		return ap.history.Forced[n-1].At.UTC()
-	}
-	return time.Time{}
-}
-
-// forcedSince returns how many forced calls were made since the one that began epoch, or
-// since the given time if epoch is 0, and when the last of all of them reached WeChat at
-// the latest.
-func (ap *appid) forcedSince(epoch int64, since time.Time) (last time.Time, calls int) {
-	ap.mu.Lock()
-	defer ap.mu.Unlock()
-	last = since
-	if n := len(ap.history.Forced); n > 0 && (epoch != 0 || ap.history.Forced[n-1].At.After(since)) {
-		last = ap.history.Forced[n-1].At
-	}
-	for _, f := range slices.Backward(ap.history.Forced) {
-		if f.Epoch == epoch || epoch == 0 && !f.At.After(since) {
-			break
-		}
-		calls++
-	}
-	return last, calls
 }
 
 // lately is what is known of a forced call that forbids another one so soon after it.
@@ -589,7 +575,7 @@ func (ap *appid) learn(v view, g *tokenAnswer) (epoch int64, outside, ok bool) {
 	case ap.forcing != nil:
 		return 0, false, false
 	case known.token == g.token:
-		ap.latest.end = g.end()
+		ap.named(latest{g.token, known.rotatedAt, g.end()}, false)
 		return epoch, false, true
 	case ap.answers != v.answers:
 		return 0, false, false
@@ -601,7 +587,7 @@ func (ap *appid) learn(v view, g *tokenAnswer) (epoch int64, outside, ok bool) {
 		ap.unstored = true
 		defer ap.wakeAll()
 	}
-	ap.latest = latest{token: g.token, rotatedAt: g.asked, end: g.end()}
+	ap.named(latest{g.token, g.asked, g.end()}, false)
 	ap.answers++
 	return epoch, outside, true
 }
@@ -628,6 +614,9 @@ func (ap *appid) recall(t *token) {
 		ap.wakeAll()
 		return
 	}
+	if l := ap.leak.Load(); l == nil || newer.end.After(l.End) {
+		ap.named(newer, false)
+	}
 	ap.latest = newer
 	ap.answers++
 }
@@ -641,6 +630,7 @@ type force struct {
 	previous int64     // the epoch before it
 	before   latest    // the token before it
 	since    time.Time // of the epoch before it
+	leak     *leak     // the leak response before it
 	over     chan struct{}
 	guard    string // the ID of its record in the write-ahead log, "" if it has none
 }
@@ -649,14 +639,21 @@ type force struct {
 type forcer struct {
 	name  string
 	token string // that is to be replaced, "" if it has none
+	end   time.Time
+
+	// revokes says that a leak of that token is to be answered.
+	revokes bool
 }
 
 // announce begins a forced call: whatever happens from now on, no token of before is
 // handed out unless WeChat confirms it, or certainly did nothing. That is in storage
 // when announce returns, and only then may the call be made. end has to follow.
 //
+// The same Put stores what the call is for: a leak response that begins with it, or the
+// count of the calls of one that is pending.
+//
 // The error is a *problem if a limit forbids the call.
-func (ap *appid) announce(ctx context.Context, s logical.Storage, by forcer, epoch int64, timeout time.Duration) (*force, error) {
+func (ap *appid) announce(ctx context.Context, s logical.Storage, by forcer, timeout time.Duration) (*force, error) {
 	if err := ap.storing.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
@@ -671,16 +668,22 @@ func (ap *appid) announce(ctx context.Context, s logical.Storage, by forcer, epo
 	}
 	// WeChat counts from when the call reaches it. Storage may take its time before
 	// the call is made, so the stored time is the latest at which that can be.
-	call := forcedCall{At: begun.Add(storageTimeout + timeout), Epoch: epoch}
-	h.Epoch = epoch
+	call := forcedCall{At: begun.Add(storageTimeout + timeout), Epoch: newEpoch()}
+	h.Epoch = call.Epoch
 	h.Forced = append(slices.Clone(h.Forced), call)
+	if by.revokes {
+		h.Leak = newLeak(by.name, by.token, by.end)
+	}
+	if h.Leak != nil {
+		h.Leak = h.Leak.called(call.At)
+	}
 	h = h.trimmed()
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	var record string
 	if ap.guards.needed() {
 		var err error
-		if record, err = (&guard{ap.key, call.At, epoch}).store(ctx, s); err != nil {
+		if record, err = (&guard{ap.key, call.At, call.Epoch, h.Leak}).store(ctx, s); err != nil {
 			return nil, err
 		}
 	}
@@ -702,9 +705,11 @@ func (ap *appid) announce(ctx context.Context, s logical.Storage, by forcer, epo
 	f := &force{
 		call: call, previous: ap.epoch.Load(), before: ap.latest, since: ap.changedAt(),
 		over: make(chan struct{}), guard: record, by: by, begun: begun, prior: ap.forced,
+		leak: ap.leak.Load(),
 	}
 	ap.history = h
-	ap.begin(epoch)
+	ap.leak.Store(h.Leak)
+	ap.begin(call.Epoch)
 	ap.forcing, ap.forced = f.over, f
 	return f, nil
 }
@@ -723,8 +728,13 @@ func (ap *appid) end(f *force, reached time.Time, g *tokenAnswer) {
 	late := min(max(0, reached.Sub(wallClock())), maxRequestTimeout)
 	ap.spaced = time.Now().Add(forcedSpacing + late)
 	f.prior = nil
+	if l := ap.leak.Load(); l != nil {
+		ended := *l
+		ended.Next = reached.Add(l.Next.Sub(f.call.At))
+		ap.setLeak(&ended)
+	}
 	if g != nil {
-		ap.latest = latest{token: g.token, rotatedAt: g.asked, end: g.end()}
+		ap.named(latest{g.token, g.asked, g.end()}, true)
 	}
 	ap.close()
 }
@@ -736,6 +746,7 @@ func (ap *appid) undo(f *force) {
 	ap.begin(f.previous)
 	ap.since.Store(f.since.UnixNano())
 	ap.latest = f.before
+	ap.setLeak(f.leak)
 	ap.history.Forced = slices.DeleteFunc(ap.history.Forced, func(c forcedCall) bool { return c.Epoch == f.call.Epoch })
 	ap.forced = f.prior
 	ap.close()
@@ -749,4 +760,80 @@ func (ap *appid) close() {
 	close(ap.forcing)
 	ap.forcing = nil
 	ap.wakeAll()
+}
+
+// setLeak replaces the leak response. The caller holds ap.mu.
+func (ap *appid) setLeak(l *leak) {
+	ap.history.Leak = l
+	ap.leak.Store(l)
+	ap.answers++
+	ap.unstored = true
+}
+
+// changeLeak changes the leak response, if there is one, and has the background look at
+// the account that makes its next call.
+func (ap *appid) changeLeak(change func(l *leak)) {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	l := ap.leak.Load()
+	if l == nil {
+		return
+	}
+	next := *l
+	change(&next)
+	ap.setLeak(&next)
+	for _, m := range ap.members {
+		if m.name == next.By {
+			m.wake()
+		}
+	}
+}
+
+// endLeak ends the leak response, incomplete.
+func (ap *appid) endLeak() {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	ap.setLeak(nil)
+}
+
+// named notes the token that WeChat has named, and what that means for a leak response.
+// The caller holds ap.mu.
+func (ap *appid) named(token latest, forced bool) {
+	ap.latest = token
+	l := ap.leak.Load()
+	if l == nil {
+		return
+	}
+	switch next := l.named(token, forced); {
+	case next == l:
+	case next.Left > 0:
+		ap.setLeak(next)
+	default:
+		ap.setLeak(nil)
+		ap.history.Revoked = wallClock().UTC()
+		ap.revoked = l.By
+	}
+}
+
+// revokedAt returns when the last leak response was complete, zero if none was.
+func (ap *appid) revokedAt() time.Time {
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	return ap.history.Revoked
+}
+
+// answersLeak returns the leak response whose next call the account of this name makes,
+// nil if there is none. An account whose credentials WeChat has accepted also takes over
+// from one that is gone.
+func (ap *appid) answersLeak(name string, accepted bool) *leak {
+	l := ap.leak.Load()
+	if l == nil || l.By == name {
+		return l
+	}
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	if !accepted || slices.ContainsFunc(ap.members, func(m member) bool { return m.name == l.By }) {
+		return nil
+	}
+	return l
 }

@@ -9,16 +9,16 @@
 //	events.go             what the host is told of
 //	storage.go            keys, names, versioned entries, the write-ahead log's kinds
 //	config.go, token.go   an account as it is stored; a token as it is stored
+//	leak.go               a leak response as it is stored, and what counts for it
 //	guard.go              the record of a forced call that a late write must not undo
 //	appid.go              what the names of one AppID share: epoch, history, members
 //	state.go              what memory knows of an account: servable, due, ttl, health
 //	ticket.go             a ticket as it is stored, and what memory knows of it
-//	revocation.go         the record of a leak response
 //	account.go            one account in memory: its lock, loading, storing
 //	keeper.go             the registry of accounts
 //	refresh.go            reads, reports and normal calls
 //	tickets.go            a ticket is used, fetched with the account's token, compared
-//	rotation.go, revoke.go  one forced call; a leak response from request to completion
+//	rotation.go, revoke.go  one forced call; what follows the first of a leak response
 //	change.go             configure and delete
 //	background.go         load, maintain, tick, stop
 //	quota.go              what a cleared quota ends
@@ -139,11 +139,11 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, kind strin
 		}
 		return b.keeper.reconcile(ctx, storage, c.Name)
 	case walRevocation:
-		var r revocation
+		var r olderLeak
 		if err := decodeWAL(data, &r); err != nil {
 			return err
 		}
-		return b.keeper.resumeIfIdle(ctx, storage, &r)
+		return b.keeper.adopt(ctx, storage, r)
 	case walForced:
 		var g guard
 		if err := decodeWAL(data, &g); err != nil {

@@ -2,12 +2,10 @@ package wechat
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"golang.org/x/sync/errgroup"
 
@@ -48,15 +46,12 @@ func (k *keeper) start(s logical.Storage) {
 }
 
 // loadAll brings every account into memory. It goes on until storage has given
-// the lists of them and of what is pending, or the mount is closed.
+// their list, or the mount is closed.
 func (k *keeper) loadAll(s logical.Storage) {
-	var names, ids []string
+	var names []string
 	for n := 1; ; n++ {
 		var err error
 		if names, err = logical.CollectKeys(k.ctx, logical.NewStorageView(s, configPrefix)); err == nil {
-			ids, err = framework.ListWAL(k.ctx, s)
-		}
-		if err == nil {
 			break
 		}
 		if k.ctx.Err() == nil {
@@ -67,15 +62,6 @@ func (k *keeper) loadAll(s logical.Storage) {
 			return
 		case <-time.After(upstream.BackoffTransient.After(n, randomFraction())):
 		}
-	}
-	pending, err := readRevocations(k.ctx, s, ids)
-	if err != nil && k.ctx.Err() == nil {
-		k.log.Error("the write-ahead log cannot be read as a whole: Vault's tick brings the rest", "error", err)
-	}
-	// A revocation waits for whoever is busy with its account, and nobody waits for it.
-	k.resuming.Add(int64(len(pending)))
-	for _, r := range pending {
-		k.busy.Go(func() { k.resume(s, r) })
 	}
 	var group errgroup.Group
 	group.SetLimit(loaders)
@@ -89,29 +75,24 @@ func (k *keeper) loadAll(s logical.Storage) {
 	k.log.Debug("accounts loaded", "accounts", len(names))
 }
 
-// loadOne loads an account, unless somebody is busy with it: then it is loaded
-// already, or soon will be.
+// loadOne loads an account. If its lock is held it waits for that, and keeps no other
+// account waiting.
 func (k *keeper) loadOne(s logical.Storage, name string) {
-	a := k.tryAcquire(name)
-	if a == nil {
+	load := func(a *account) {
+		defer k.release(a)
+		if a.current() == nil {
+			a.reload(k.ctx, s)
+		}
+	}
+	if a := k.tryAcquire(name); a != nil {
+		load(a)
 		return
 	}
-	defer k.release(a)
-	if a.current() == nil {
-		a.reload(k.ctx, s)
-	}
-}
-
-// resume takes up a revocation after a start.
-func (k *keeper) resume(s logical.Storage, r *revocation) {
-	defer k.resuming.Add(-1)
-	a, err := k.acquire(k.ctx, r.Name)
-	if err != nil {
-		return // the mount is being closed
-	}
-	defer k.release(a)
-	// What is over, or cannot be read, is left to Vault's tick.
-	_ = a.resumeRevocation(k.ctx, s, r)
+	k.busy.Go(func() {
+		if a, err := k.acquire(k.ctx, name); err == nil {
+			load(a)
+		}
+	})
 }
 
 // maintain does what is due for an account, from the background.
@@ -136,9 +117,8 @@ func (k *keeper) maintain(s logical.Storage, a *account) {
 			return
 		}
 	}
-	now := wallClock()
-	if r := a.revocation.Load(); r != nil && !now.Before(r.next) {
-		a.revoke(s, st, r)
+	if l := st.appid.answersLeak(a.name, st.accepted); l != nil && !wallClock().Before(l.due()) {
+		k.answerLeak(s, a, st, l)
 		return
 	}
 	a.maintain(s, st)
@@ -201,9 +181,6 @@ func (k *keeper) recheck(a *account, now time.Time) error {
 		a.setState(st)
 	}
 	a.recheckTickets(now)
-	if r := a.revocation.Load(); r != nil && a.joined != nil {
-		r.keepDistance(a.joined)
-	}
 	return nil
 }
 
@@ -223,21 +200,6 @@ func (k *keeper) sweepHistories(s logical.Storage) {
 			wait = time.Hour
 		}
 	}
-}
-
-func (k *keeper) sweepOnce(ctx context.Context, s logical.Storage) error {
-	keys, err := logical.CollectKeys(ctx, logical.NewStorageView(s, rotationPrefix))
-	if err != nil {
-		return err
-	}
-	if !k.allLoaded() {
-		return errors.New("not every account is loaded, so whose they are is not known")
-	}
-	var errs []error
-	for _, key := range keys {
-		errs = append(errs, k.appids.sweep(ctx, s, rotationPrefix+key))
-	}
-	return errors.Join(errs...)
 }
 
 // settle ends the guard of a forced call when no write of an earlier instance can be
@@ -265,16 +227,4 @@ func (k *keeper) stop() {
 	k.cancel()
 	k.schedule.Stop()
 	k.client.Close()
-}
-
-// allLoaded reports whether every account in memory is a member of its appid.
-func (k *keeper) allLoaded() bool {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
-	for _, a := range k.accounts {
-		if a.state.Load() == nil {
-			return false
-		}
-	}
-	return true
 }

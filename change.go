@@ -19,7 +19,7 @@ const loadPatience = 5 * time.Second
 type configured struct {
 	invalid error  // why the fields of the write are refused; nothing else is set then
 	appid   *appid // which the account has now
-	ended   bool   // a pending revocation has ended, incomplete: it was of another appid's token
+	ended   bool   // a pending leak response has ended, incomplete: it was of another appid's token
 }
 
 // configure creates or changes an account. update makes the new configuration
@@ -79,8 +79,9 @@ func (k *keeper) configureOnce(ctx context.Context, s logical.Storage, name stri
 	if st.sameAccount(cfg) {
 		err = a.storeSame(ctx, s, st, cfg, answer)
 	} else {
-		done.ended = a.revocation.Load() != nil && st != nil && st.appID != cfg.AppID
-		err = a.storeOther(ctx, s, st, cfg, answer)
+		pending := st != nil && st.leak(name) != nil
+		err = k.storeOther(ctx, s, a, st, cfg, answer)
+		done.ended = pending && st.appID != cfg.AppID && st.appid.leak.Load() == nil
 	}
 	if err != nil {
 		return nil, err
@@ -104,7 +105,7 @@ func (a *account) logRefusal(cfg *config, err error) {
 // the configuration is not stored. The caller holds the lock.
 func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *present) error {
 	if answer != nil {
-		tok := tokenFrom(answer.g, st.token, cfg, answer.epoch, false)
+		tok := tokenFrom(answer.g, st.token, cfg, answer.epoch)
 		st = a.publish(ctx, s, st.succeeded(answer.g, tok, syncJitter()), st.storedToken())
 	}
 	if err := storeConfig(ctx, s, a.name, cfg); err != nil {
@@ -113,8 +114,8 @@ func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, c
 	}
 	a.setState(st.reconfigured(cfg))
 	a.configUnsure = false
-	if r := a.revocation.Load(); r != nil {
-		r.retryNow()
+	if st.leak(a.name) != nil {
+		st.appid.changeLeak((*leak).mended)
 	}
 	a.renewTickets(cfg.way(), func(*problem) bool { return true })
 	return nil
@@ -122,15 +123,20 @@ func (a *account) storeSame(ctx context.Context, s logical.Storage, st *state, c
 
 // storeOther stores an account that is new, or another one than before, whose
 // state was st. The caller holds the lock.
-func (a *account) storeOther(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *present) error {
-	err := a.writeOther(ctx, s, st, cfg, answer)
+func (k *keeper) storeOther(ctx context.Context, s logical.Storage, a *account, st *state, cfg *config, answer *present) error {
+	err := k.writeOther(ctx, s, a, st, cfg, answer)
 	if err != nil && a.state.Load() == nil { // before that nothing was changed
 		a.reload(ctx, s)
+	}
+	ap := a.appids.find(historyKey(cfg)) // the caller has joined it
+	if l := ap.leak.Load(); err != nil && a.current() != nil && a.joined != ap && l != nil && l.By == a.name {
+		ap.endLeak() // it has not moved
+		_ = ap.save(ctx, s)
 	}
 	return err
 }
 
-func (a *account) writeOther(ctx context.Context, s logical.Storage, st *state, cfg *config, answer *present) error {
+func (k *keeper) writeOther(ctx context.Context, s logical.Storage, a *account, st *state, cfg *config, answer *present) error {
 	stored, err := readToken(ctx, s, a.name)
 	if err != nil {
 		return err
@@ -141,15 +147,17 @@ func (a *account) writeOther(ctx context.Context, s logical.Storage, st *state, 
 	}
 	var tok *token
 	if answer != nil {
-		tok = tokenFrom(answer.g, old, cfg, answer.epoch, false)
+		tok = tokenFrom(answer.g, old, cfg, answer.epoch)
 	}
 	done, err := a.beginChange(ctx, s)
 	if err != nil {
 		return err
 	}
-	moved, err := a.moveRevocation(ctx, s, st, cfg)
-	if err != nil {
-		return err
+	before, ap := a.joined, a.appids.find(historyKey(cfg))
+	if st != nil && st.appID == cfg.AppID && st.leak(a.name) != nil {
+		if err := ap.moveLeak(ctx, s, st.leak(a.name), a.name); err != nil {
+			return err // Vault's tick sweeps what was written all the same
+		}
 	}
 	a.forget() // the old token is not served from here on
 	if err := storeConfig(ctx, s, a.name, cfg); err != nil {
@@ -163,6 +171,9 @@ func (a *account) writeOther(ctx context.Context, s logical.Storage, st *state, 
 	a.forgetTickets()
 	// No ticket of another account is ever used, so this spoils nothing if it fails.
 	left := a.removeTickets(ctx, s)
+	if before != ap {
+		left = errors.Join(left, k.leaveLeak(ctx, s, before, a.name))
+	}
 	next := newState(cfg, a.join(cfg), nil, 0)
 	next.version = a.version(next.appid)
 	if tok != nil {
@@ -170,11 +181,8 @@ func (a *account) writeOther(ctx context.Context, s logical.Storage, st *state, 
 	} else {
 		a.setState(next)
 	}
-	if old := a.revocation.Swap(moved); old != nil {
-		a.withdraw(ctx, s, old)
-	}
 	if left != nil {
-		a.log.Warn("the tickets of the account that was could not be removed: Vault's tick does", "account", a.name, "error", left)
+		a.log.Warn("what is left of the account that was could not be removed: Vault's tick does", "account", a.name, "error", left)
 	}
 	if next.unstored == nil && left == nil {
 		done()
@@ -209,14 +217,13 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	if err := k.renewHistory(ctx, s, a); err != nil {
 		return err
 	}
-	begun, err := a.deleteStored(ctx, s)
+	begun, err := k.deleteStored(ctx, s, a)
 	if err != nil {
 		if begun {
 			a.reload(ctx, s)
 		}
 		return err
 	}
-	a.endRevocation(ctx, s)
 	a.remove()
 	if begun {
 		a.events.send(eventConfigDelete, configPrefix, name)
@@ -241,10 +248,10 @@ func (k *keeper) renewHistory(ctx context.Context, s logical.Storage, a *account
 	}
 }
 
-// deleteStored removes what storage holds of an account, its configuration first, and
-// reports whether it has begun to: if not, storage is as it was. The caller holds the
+// deleteStored removes what storage holds of an account, its configuration first and its
+// leak response last, and reports whether it has begun to: if not, storage is as it was. The caller holds the
 // lock.
-func (a *account) deleteStored(ctx context.Context, s logical.Storage) (begun bool, err error) {
+func (k *keeper) deleteStored(ctx context.Context, s logical.Storage, a *account) (begun bool, err error) {
 	keys := []string{storageKey(configPrefix, a.name), storageKey(tokenPrefix, a.name)}
 	for kind := range ticketTypes {
 		keys = append(keys, ticketKey(kind, a.name))
@@ -271,17 +278,28 @@ func (a *account) deleteStored(ctx context.Context, s logical.Storage) (begun bo
 			return true, err
 		}
 	}
+	if err := k.leaveLeak(ctx, s, a.joined, a.name); err != nil {
+		return true, err
+	}
 	done()
 	return true, nil
 }
 
-// reconcile removes what an unfinished change left in storage. It may run at any time
-// and any number of times, and does not wait for the account's lock.
+// reconcile removes what an unfinished change left in storage: of the account, and a leak
+// response that no account has any more. It may run at any time and any number of times,
+// and does not wait for the account's lock.
 func (k *keeper) reconcile(ctx context.Context, s logical.Storage, name string) error {
 	a := k.tryAcquire(name)
 	if a == nil {
 		return errPending
 	}
-	defer k.release(a)
-	return a.removeOrphan(ctx, s)
+	err := a.removeOrphan(ctx, s)
+	if err == nil && a.current() == nil {
+		_, err = a.load(ctx, s) // which appid it has is to be known
+	}
+	k.release(a)
+	if err != nil {
+		return err
+	}
+	return k.sweepOnce(ctx, s)
 }

@@ -20,9 +20,10 @@ const lateWrites = 2*storageTimeout + 4*maxRequestTimeout + 2*time.Minute
 // that history would agree with the token that the call has killed. No other instance
 // writes to this entry: the next to load the history puts the call back.
 type guard struct {
-	Key   string    `json:"history"` // of the history in storage
-	At    time.Time `json:"at"`      // when the call reaches WeChat at the latest
-	Epoch int64     `json:"epoch"`   // the one that it begins
+	Key   string    `json:"history"`        // of the history in storage
+	At    time.Time `json:"at"`             // when the call reaches WeChat at the latest
+	Epoch int64     `json:"epoch"`          // the one that it begins
+	Leak  *leak     `json:"leak,omitempty"` // the leak response that it is made for, if any
 }
 
 // store writes g, and returns the ID of its entry.
@@ -46,11 +47,13 @@ func withdrawGuard(ctx context.Context, s logical.Storage, id string) {
 	}
 }
 
-// guards are the forced calls that earlier instances have recorded.
+// guards are the forced calls that earlier instances have recorded, and the leak
+// responses of builds before this one.
 type guards struct {
 	end     time.Time           // of lateWrites, by the steady clock
 	reading *semaphore.Weighted // held while they are read from storage
 	read    *[]guard            // guarded by reading; nil until then
+	leaks   []olderLeak         // set together with read, and not changed after
 }
 
 func newGuards() *guards {
@@ -68,11 +71,11 @@ func (g *guards) of(ctx context.Context, s logical.Storage, key string) ([]guard
 	}
 	defer g.reading.Release(1)
 	if g.read == nil {
-		found, err := readGuards(ctx, s)
+		found, leaks, err := readGuards(ctx, s)
 		if err != nil {
 			return nil, err
 		}
-		g.read = &found
+		g.read, g.leaks = &found, leaks
 	}
 	var own []guard
 	for _, one := range *g.read {
@@ -83,22 +86,28 @@ func (g *guards) of(ctx context.Context, s logical.Storage, key string) ([]guard
 	return own, nil
 }
 
-func readGuards(ctx context.Context, s logical.Storage) (all []guard, err error) {
+func readGuards(ctx context.Context, s logical.Storage) (all []guard, leaks []olderLeak, err error) {
 	ids, err := framework.ListWAL(ctx, s)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, id := range ids {
 		raw, err := s.Get(ctx, framework.WALPrefix+id)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		var entry framework.WALEntry
+		if raw == nil || raw.DecodeJSON(&entry) != nil {
+			continue // one that cannot be decoded keeps none of the others back
+		}
 		var one guard
-		// One that cannot be decoded keeps none of the others back.
-		if raw != nil && raw.DecodeJSON(&entry) == nil && entry.Kind == walForced && decodeWAL(entry.Data, &one) == nil {
+		var r olderLeak
+		switch {
+		case entry.Kind == walForced && decodeWAL(entry.Data, &one) == nil:
 			all = append(all, one)
+		case entry.Kind == walRevocation && decodeWAL(entry.Data, &r) == nil:
+			leaks = append(leaks, r)
 		}
 	}
-	return all, nil
+	return all, leaks, nil
 }

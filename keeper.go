@@ -2,9 +2,9 @@ package wechat
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -18,7 +18,7 @@ import (
 const overtakenPause = time.Second
 
 // keeper is the registry of a mount's accounts. What is done with one of them is in
-// the files that are named after it: refresh.go, rotation.go, revoke.go, change.go,
+// the files that are named after it: refresh.go, rotation.go, leak.go, change.go,
 // background.go.
 type keeper struct {
 	*common
@@ -26,9 +26,6 @@ type keeper struct {
 
 	started sync.Once
 	loaded  chan struct{} // closed when every account was tried to be loaded, or the mount is closed
-
-	// resuming is how many revocations of before the start are still to be taken up.
-	resuming atomic.Int64
 
 	mu       sync.RWMutex
 	accounts map[string]*account // guarded by mu
@@ -55,6 +52,14 @@ func (k *keeper) lookup(name string) *account {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return k.accounts[name]
+}
+
+// remembered returns what memory holds of an account, nil if that is nothing.
+func (k *keeper) remembered(name string) *state {
+	if a := k.lookup(name); a != nil {
+		return a.state.Load()
+	}
+	return nil
 }
 
 // enter returns the account of this name in memory, where it puts it if need be.
@@ -114,9 +119,9 @@ func (k *keeper) release(a *account) {
 	case st != nil:
 		for {
 			epoch := st.appid.epoch.Load()
-			at := st.wake()
-			if r := a.revocation.Load(); r != nil && (at.IsZero() || r.next.Before(at)) {
-				at = r.next
+			at, pending := st.wake(), st.appid.leak.Load()
+			if l := st.appid.answersLeak(a.name, st.accepted); l != nil && (at.IsZero() || l.due().Before(at)) {
+				at = l.due()
 			}
 			if reload := now.Add(reloadInterval); a.configUnsure && (at.IsZero() || reload.Before(at)) {
 				at = reload
@@ -125,9 +130,9 @@ func (k *keeper) release(a *account) {
 				at = now.Add(wait) // unless the end of that call wakes it before
 			}
 			k.schedule.Set(&a.job, at)
-			// Whoever changes the epoch wakes the account after that, and must not have
-			// been overtaken by this.
-			if st.appid.epoch.Load() == epoch {
+			// A change of the epoch, or of a leak response, wakes the account after that, and
+			// must not have been overtaken by this.
+			if st.appid.epoch.Load() == epoch && st.appid.leak.Load() == pending {
 				break
 			}
 		}
@@ -230,4 +235,31 @@ func (k *keeper) invalidate(key string) {
 			}
 		}
 	}
+}
+
+// allLoaded reports whether every account in memory is a member of its appid.
+func (k *keeper) allLoaded() bool {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	for _, a := range k.accounts {
+		if a.state.Load() == nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (k *keeper) sweepOnce(ctx context.Context, s logical.Storage) error {
+	keys, err := logical.CollectKeys(ctx, logical.NewStorageView(s, rotationPrefix))
+	if err != nil {
+		return err
+	}
+	if !k.allLoaded() {
+		return errPending // whose they are is not known yet
+	}
+	var errs []error
+	for _, key := range keys {
+		errs = append(errs, k.appids.sweep(ctx, s, rotationPrefix+key))
+	}
+	return errors.Join(errs...)
 }

@@ -142,6 +142,14 @@ type model struct {
 	ill         bool                 // it is
 	lied        bool                 // the platform took forced calls for normal ones
 	accounts    map[string]*modelAccount
+	forces      map[string]*modelForces // by appid
+}
+
+// modelForces is what was asked for of one appid: a leak response of one name may be
+// carried out with the credentials of another.
+type modelForces struct {
+	calls       int // at most
+	revocations int
 }
 
 // maxRequests is more than ever are under way.
@@ -169,10 +177,9 @@ type modelAccount struct {
 	rotatedAt   map[string]string // of each token, as it was shown
 	overwritten bool              // by a closed instance, in storage
 
-	rotations, revocations int       // asked for
-	revoking               bool      // one is pending
-	revokedFrom            time.Time // when WeChat named the token that leaked, at the latest
-	revokedAt              time.Time // when that was asked for
+	revoking    bool      // a revocation is pending
+	revokedFrom time.Time // when WeChat named the token that leaked, at the latest
+	revokedAt   time.Time // when that was asked for
 }
 
 func (n *modelAccount) group() string { return n.appid + "@" + n.baseURL }
@@ -214,10 +221,12 @@ func newModel(t *testing.T, seed uint64, offset *atomic.Int64) *model {
 			system: &logical.StaticSystemView{PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"}}, logs: &safeBuffer{},
 		},
 	}
+	x.forces = map[string]*modelForces{}
 	settings := wechatsim.Account{Secret: testSecret, TokenLength: 32}
 	settings.Lifetime = oneOf(x.draw("lifetime"), 400*time.Second, 900*time.Second, 1800*time.Second, maxLifetime)
 	for _, appid := range modelAppIDs {
 		x.m.sim.SetAccount(appid, settings)
+		x.forces[appid] = &modelForces{}
 	}
 	for _, name := range modelNames {
 		x.accounts[name] = &modelAccount{name: name, sure: true, maxTTL: map[int64]bool{}, disowned: map[string]bool{}, rotatedAt: map[string]string{}}
@@ -605,11 +614,15 @@ func (x *model) reload(how string) {
 		n.disturbed++
 		if troubled { // a restart cannot know what storage did not take
 			clear(n.disowned)
-			n.rotations += min(1, n.revocations) // and makes a forced call of a revocation again
 		}
 		if troubled || n.overwritten {
 			n.overwritten = false
 			clear(n.rotatedAt)
+		}
+	}
+	for _, f := range x.forces {
+		if troubled { // and makes a forced call of a revocation again, at each of the two base_urls
+			f.calls += min(len(modelURLs), f.revocations)
 		}
 	}
 	x.mu.Unlock()
@@ -944,10 +957,15 @@ func (x *model) report(n *modelAccount, dice *rand.Rand) {
 
 func (x *model) rotate(n *modelAccount, revoke bool) {
 	x.mu.Lock()
-	if revoke {
-		n.revocations++
-	} else {
-		n.rotations++
+	for appid, f := range x.forces {
+		switch {
+		case n.sure && n.appid != appid:
+		case revoke:
+			f.calls += 2
+			f.revocations++
+		default:
+			f.calls++
+		}
 	}
 	from := time.Time{}
 	for _, c := range x.calls {
@@ -1022,6 +1040,11 @@ func (x *model) write(n *modelAccount, dice *rand.Rand) {
 	}
 	if moves || !n.sure {
 		n.revoking = false
+	}
+	for appid, f := range x.forces {
+		if fields["base_url"] != nil && f.revocations > 0 && (!n.sure || appid == n.appid) {
+			f.calls += 2 // a revocation moves along, and goes on for the names that stay
+		}
 	}
 	x.mu.Unlock()
 	began := time.Now()
@@ -1130,7 +1153,7 @@ func (x *model) status(n *modelAccount) {
 		return
 	}
 	n.revoking = false
-	if revocation == nil && time.Since(n.revokedAt) >= revocationAge {
+	if revocation == nil && time.Since(n.revokedAt) >= leakAge {
 		return // it was given up
 	}
 	if issued, killed := x.replaced(n); issued < 2 || killed < 1 && !x.lied {
@@ -1313,7 +1336,7 @@ func (x *model) checkCalls() {
 		if alone && c.outcome == callAnswered && !x.clockMoved(c.sent, c.over) && slices.ContainsFunc(x.m.sim.Calls(c.appid), func(seen wechatsim.Call) bool {
 			return seen.Forced && seen.Issued && seen.Time.Equal(c.reached)
 		}) {
-			effective[c.name]++
+			effective[c.appid]++
 		}
 		perDay[c.group] = append(perDay[c.group], c.sent)
 		if l := last[c.group]; l != nil && c.reached.Sub(l.reached) < forcedSpacing && !l.late && !slices.ContainsFunc(x.jumps, func(at time.Time) bool {
@@ -1332,10 +1355,9 @@ func (x *model) checkCalls() {
 			}
 		}
 	}
-	for name, count := range effective {
-		n := x.accounts[name]
-		if asked := n.rotations + 2*n.revocations; count > asked {
-			x.violated("%s: %d effective forced calls, %d were asked for", name, count, asked)
+	for appid, count := range effective {
+		if asked := x.forces[appid].calls; count > asked {
+			x.violated("%s: %d effective forced calls, %d were asked for", appid, count, asked)
 		}
 	}
 }

@@ -158,20 +158,20 @@ type portrait struct {
 	budget      int   // forced refreshes left
 }
 
-// portraits returns one of every account in memory, and how many of them have a
-// revocation pending.
+// portraits returns one of every account in memory, and how many leak responses are
+// pending.
 func (k *keeper) portraits(now time.Time) (all []portrait, revoking int) {
 	k.mu.RLock()
 	accounts := slices.Collect(maps.Values(k.accounts))
 	k.mu.RUnlock()
 	for _, a := range accounts {
-		if a.revocation.Load() != nil {
-			revoking++
-		}
 		st := a.current()
 		if st == nil {
 			all = append(all, portrait{name: a.name, state: stateUnloaded})
 			continue
+		}
+		if l := st.appid.leak.Load(); l != nil && l.By == a.name {
+			revoking++
 		}
 		p := portrait{name: a.name, state: st.health(now), lastSuccess: st.lastSuccess, budget: st.budget()}
 		if st.usable(now) {

@@ -2,7 +2,6 @@ package wechat
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -48,12 +47,13 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 	revoke := data.Get("revoke").(bool)
 	done, err := b.keeper.rotate(ctx, req.Storage, name, revoke)
 	if err != nil {
-		words := b.rotateFailure(name, revoke, err)
-		if early, ok := errors.AsType[*tooSoon](err); ok && !errors.Is(err, errStillAnnounced) {
-			words, err = early.words(name, revoke), early.advised(name, revoke)
-		}
-		if problemOf(err) == nil {
+		st := b.keeper.remembered(name)
+		words := rotateFailure(st, name, revoke, err)
+		switch p := problemOf(err); {
+		case p == nil:
 			return nil, fmt.Errorf("%s: %w", words, err)
+		case p.Local && st != nil:
+			words, err = tooSoon(st, name, revoke, p)
 		}
 		return operatorResponse(words, upstream.WithoutRetryPromise(err))
 	}
@@ -71,13 +71,11 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 	return resp, nil
 }
 
-// rotateFailure says in what err leaves the account.
-func (b *backend) rotateFailure(name string, revoke bool, err error) string {
+// rotateFailure says in what err leaves the account whose state is st, nil if memory holds
+// none.
+func rotateFailure(st *state, name string, revoke bool, err error) string {
 	switch {
-	case errors.Is(err, errStillAnnounced):
-		return fmt.Sprintf("the token of account %q was not replaced, but Vault's storage did not take the request back: "+
-			"if the plugin restarts before storage takes writes again, the revocation is carried out", name)
-	case hadNoEffect(err) && b.keeper.revoking(name):
+	case hadNoEffect(err) && st != nil && st.leak(name) != nil:
 		return fmt.Sprintf("the token of account %q was not replaced now, and the revocation that is pending goes on by itself", name)
 	case hadNoEffect(err):
 		return fmt.Sprintf("the token of account %q was not replaced", name)
@@ -87,56 +85,55 @@ func (b *backend) rotateFailure(name string, revoke bool, err error) string {
 	return fmt.Sprintf("whether the token of account %q was replaced is not known: it is not handed out until WeChat has told", name)
 }
 
-// words says what became of the token of the account name, and of a leak's answer: by the
-// last attempt, which may have been the same client's.
-func (e *tooSoon) words(name string, revoke bool) string {
-	words := fmt.Sprintf("the token of account %q was not replaced", name)
-	if e.last != nil {
-		before := e.last.described(name)
-		switch {
-		case e.last.replaced:
-			words += " again, as " + before + " has replaced it"
-		case e.last.known:
-			words += ", nor has " + before + " replaced it"
-		case e.last.by == "":
-			words += " now, and whether " + before + " has replaced it is not known"
-		default:
-			words += " now, and whether " + before + " has replaced it is not known yet"
-		}
+// tooSoon says what became of the account's token, and of a leak's answer, where the limit p
+// forbids a forced refresh, and what to do. A client repeats what got no answer, and sees
+// only the last one: so it tells what the call before did, which may have been its own.
+func tooSoon(st *state, name string, revoke bool, p *problem) (words string, told *problem) {
+	copied := *p
+	words, told = fmt.Sprintf("the token of account %q was not replaced", name), &copied
+	last := st.appid.lately() // nil if the day's budget alone forbids it
+	if last != nil {
+		words += last.outcome(name)
 	}
+	if l := st.leak(name); l != nil {
+		next := wallClock().Add(p.Backoff.First)
+		if due := l.due(); due.After(next) {
+			next = due
+		}
+		told.Advice = fmt.Sprintf("nothing: its next step comes in %d seconds, at %s; watch revocation in status/%s",
+			secondsUp(next.Sub(wallClock())), timestamp(next), name)
+		return words + ", and the revocation that is pending goes on by itself", told
+	}
+	completed := st.appid.revokedAt()
+	answered := last != nil && !completed.Before(last.at.Truncate(timestampUnit)) && completed.Sub(wallClock()) < clockTolerance
 	switch {
-	case e.isPending(name):
-		words += ", and the revocation that is pending goes on by itself"
-	case !e.completed.IsZero():
-		words += ", and the revocation was complete at " + timestamp(e.completed)
+	case answered:
+		words += ", and the revocation was complete at " + timestamp(completed)
 	case revoke:
 		words += ", and no revocation is pending"
 	}
-	return words
-}
-
-// isPending reports whether a revocation is pending of which the account name is told:
-// its own, or that of another account of its level that has the same token.
-func (e *tooSoon) isPending(name string) bool {
-	return e.pending != "" && levelOf(e.pending) == levelOf(name)
-}
-
-// advised is the problem with what to do about it.
-func (e *tooSoon) advised(name string, revoke bool) *problem {
-	told := *e.problem
 	switch {
-	case e.isPending(name) && e.next.IsZero():
-		told.Advice = fmt.Sprintf("nothing: watch revocation in status/%s", e.pending)
-	case e.isPending(name):
-		told.Advice = fmt.Sprintf("nothing: its next step comes in %d seconds, at %s; watch revocation in status/%s",
-			secondsUp(e.next.Sub(wallClock())), timestamp(e.next), name)
-	case e.last == nil:
-	case e.last.replaced && (!revoke || !e.completed.IsZero()):
+	case last == nil:
+	case last.replaced && (!revoke || answered):
 		told.Advice = "nothing if that is what you wanted; otherwise " + told.Advice
-	case !e.last.known:
+	case !last.known:
 		told.Advice = fmt.Sprintf("see last_vault_rotation in status/%s: it changes when the token does; to replace it again, %s", name, told.Advice)
 	}
-	return &told
+	return words, told
+}
+
+// outcome says to the account name what the forced call did.
+func (l *lately) outcome(name string) string {
+	before := l.described(name)
+	switch {
+	case l.replaced:
+		return " again, as " + before + " has replaced it"
+	case l.known:
+		return ", nor has " + before + " replaced it"
+	case l.by == "":
+		return " now, and whether " + before + " has replaced it is not known"
+	}
+	return " now, and whether " + before + " has replaced it is not known yet"
 }
 
 // described names the forced call to the account name: of another level's accounts only

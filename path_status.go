@@ -71,7 +71,7 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 		"consecutive_failures": 0,
 		"next_attempt_time":    nil,
 		"rotations_remaining":  st.budget(),
-		"revocation":           nil,
+		"revocation":           orNull(st.revokedAt()),
 		"rejections":           st.rejections,
 		"last_rejection_time":  orNull(st.lastRejection),
 		"tickets":              b.keeper.ticketStatus(name, st, now),
@@ -80,9 +80,8 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 		fields["last_vault_rotation"] = t.RotatedAt.Format(time.RFC3339Nano)
 		fields["expire_time"] = timestamp(t.ExpireTime)
 		fields["next_refresh_time"] = timestamp(st.dueTime())
-		fields["revocation"] = orNull(t.RevokedAt)
 	}
-	if b.keeper.isRevoking(ctx, req.Storage, name, st) {
+	if st.leak(name) != nil {
 		fields["revocation"] = revocationPending
 	}
 	if f := st.trouble(); f != nil {

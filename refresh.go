@@ -331,7 +331,7 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 	case err != nil:
 		return a.noteFailure(a.storeBound(ctx, s, st), asProblem(err), begun), nil
 	}
-	tok, stored := tokenFrom(got.g, st.token, cfg, got.epoch, false), st.storedToken()
+	tok, stored := tokenFrom(got.g, st.token, cfg, got.epoch), st.storedToken()
 	changed := !st.isCurrent(tok.AccessToken)
 	a.metrics.refreshed(changed, got.outside)
 	if changed || !st.compared {
@@ -342,7 +342,7 @@ func (a *account) refresh(ctx context.Context, s logical.Storage, st *state) (*s
 			stored = late
 		}
 		if changed && late != nil && late.AccountID == cfg.ID && late.AccessToken == tok.AccessToken {
-			tok = tokenFrom(got.g, late, cfg, got.epoch, false)
+			tok = tokenFrom(got.g, late, cfg, got.epoch)
 		}
 		st.appid.rewrite()
 	}

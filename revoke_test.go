@@ -23,9 +23,17 @@ func TestRevokeIsFollowedByASecondForcedRefresh(t *testing.T) {
 		"restarted at once":  func(m *mount) { m.reopen() },
 		"restarted twice":    func(m *mount) { m.reopen(); time.Sleep(10 * time.Second); m.reopen() },
 		"sealed for an hour": func(m *mount) { m.close(); time.Sleep(time.Hour); m.open() },
-		"carried by the write-ahead log alone": func(m *mount) {
-			// As if the log could not be listed at the start.
-			m.keeper.lookup("demo").revocation.Store(nil)
+		"restarted while storage fails": func(m *mount) {
+			m.close()
+			m.storage.failing(func(op, key string) error {
+				if op == "get" && strings.HasPrefix(key, rotationPrefix) {
+					return errStorage
+				}
+				return nil
+			})
+			m.open()
+			time.Sleep(10 * time.Second)
+			m.storage.failing(nil)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -38,9 +46,7 @@ func TestRevokeIsFollowedByASecondForcedRefresh(t *testing.T) {
 				require.Zero(t, errcode, "one forced refresh may leave the old token alive")
 				require.Equal(t, "pending", m.statusOf("demo")["revocation"])
 				meanwhile(m)
-				if name != "carried by the write-ahead log alone" {
-					require.Equal(t, "pending", m.statusOf("demo")["revocation"])
-				}
+				require.Equal(t, "pending", m.statusOf("demo")["revocation"])
 				m.ticks(5)
 				seen, effective := m.forcedCalls()
 				require.Equal(t, 2, seen, "exactly once more")
@@ -57,7 +63,7 @@ func TestRevokeIsFollowedByASecondForcedRefresh(t *testing.T) {
 				at, err := time.Parse(time.RFC3339, m.statusOf("demo")["revocation"].(string))
 				require.NoError(t, err)
 				require.True(t, at.After(begin))
-				require.Empty(t, m.walEntries())
+				require.Nil(t, m.history().Leak)
 				m.reopen()
 				m.read("demo")
 				require.Equal(t, timestamp(at), m.statusOf("demo")["revocation"], "it is known after a restart, too")
@@ -78,7 +84,6 @@ func TestRevokeAgainDoesNotCancelWhatIsPending(t *testing.T) {
 		require.Equal(t, http.StatusTooManyRequests, status)
 		require.Contains(t, text, "pending goes on")
 		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
-		require.Len(t, m.walEntries(), 1)
 		m.ticks(5)
 		seen, _ := m.forcedCalls()
 		require.Equal(t, 2, seen)
@@ -187,25 +192,21 @@ func TestARevocationThatIsAcceptedTakesThePlaceOfThePendingOne(t *testing.T) {
 				m.write("demo", nil)
 				revoke := map[string]any{"revoke": true}
 				m.ok(logical.UpdateOperation, "rotate/demo", revoke)
-				first := m.walEntries()
 				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
 				time.Sleep(forcedSpacing)
 				synctest.Wait()
 				_, effective := m.forcedCalls()
 				require.Equal(t, 1, effective)
 				require.Equal(t, "pending", m.statusOf("demo")["revocation"], "the second forced refresh was refused")
-				require.Equal(t, first, m.walEntries())
 
 				m.ok(logical.UpdateOperation, "rotate/demo", revoke)
-				require.Len(t, m.walEntries(), 1, "the first is no longer announced")
-				require.NotEqual(t, first, m.walEntries())
 				meanwhile(m)
 				require.Equal(t, "pending", m.statusOf("demo")["revocation"])
 				m.ticks(5)
 				_, effective = m.forcedCalls()
 				require.Equal(t, 3, effective, "two of the second request")
 				require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
-				require.Empty(t, m.walEntries())
+				require.Nil(t, m.history().Leak)
 			})
 		})
 	}
@@ -324,6 +325,23 @@ func TestWhatBecomesOfARevocationWhenItsAccountGoes(t *testing.T) {
 			m.ok(logical.DeleteOperation, "config/demo", nil)
 			m.storage.failing(nil)
 		},
+		"deleted while its history cannot be written": func(m *mount) {
+			m.storage.failing(historyFails)
+			m.refused(logical.DeleteOperation, "config/demo", nil)
+			m.storage.failing(nil)
+		},
+		"deleted by a process that dies before it writes the history": func(m *mount) {
+			m.storage.failing(historyFails)
+			m.refused(logical.DeleteOperation, "config/demo", nil)
+			m.close()
+			m.storage.failing(nil)
+			m.open()
+		},
+		"another appid while the history cannot be written": func(m *mount) {
+			m.storage.failing(historyFails)
+			m.write("demo", map[string]any{"appid": otherAppID})
+			m.storage.failing(nil)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
@@ -337,9 +355,18 @@ func TestWhatBecomesOfARevocationWhenItsAccountGoes(t *testing.T) {
 				seen, _ := m.forcedCalls()
 				require.Equal(t, 1, seen)
 				require.Empty(t, m.walEntries())
+				require.Nil(t, m.history().Leak)
 			})
 		})
 	}
+}
+
+// historyFails lets every write of a history fail.
+func historyFails(op, key string) error {
+	if op == "put" && strings.HasPrefix(key, rotationPrefix) {
+		return errStorage
+	}
+	return nil
 }
 
 func TestAnAccountThatIsCreatedAgainHasNoRevocationPending(t *testing.T) {
@@ -348,7 +375,6 @@ func TestAnAccountThatIsCreatedAgainHasNoRevocationPending(t *testing.T) {
 		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
 		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
 		m.ok(logical.DeleteOperation, "config/demo", nil)
-		require.Empty(t, m.walEntries())
 		require.Nil(t, m.keeper.lookup("demo"))
 		m.write("demo", nil) // before the background would have looked at it
 		require.Nil(t, m.statusOf("demo")["revocation"])
@@ -380,12 +406,14 @@ func TestATickDuringARefusedRevocationDoesNotTakeItUp(t *testing.T) {
 	})
 }
 
-func TestAnUnreadableAnnouncementKeepsNoRevocationBack(t *testing.T) {
+func TestAnUnreadableEntryOfTheLogKeepsNoRevocationBack(t *testing.T) {
 	for _, unreadable := range []string{`not json`, `{"type":"revocation","data":{"name":7}}`} {
 		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 			m.write("demo", nil)
-			m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
 			m.close()
+			cfg, err := loadConfig(t.Context(), m.storage, "demo")
+			require.NoError(t, err)
+			m.putOlderLeak(olderLeak{Name: "demo", AccountID: cfg.ID, Target: 2, Requested: time.Now()})
 			require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{Key: framework.WALPrefix + "zzz", Value: []byte(unreadable)}))
 			m.open()
 			m.ticks(5)
@@ -443,7 +471,7 @@ func TestAnotherAccountDoesNotShowTheOldOnesRevocation(t *testing.T) {
 		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
 		m.write("demo", map[string]any{"appid": otherAppID})
 		require.Nil(t, m.statusOf("demo")["revocation"])
-		require.Empty(t, m.walEntries())
+		require.Nil(t, m.history().Leak)
 	})
 }
 
@@ -458,7 +486,7 @@ func TestAPendingRevocationIsTakenUpThoughReadersAreBusyAtTheStart(t *testing.T)
 		m.backend = m.mountedOn(m.storage)
 		require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
 		<-held
-		require.Equal(t, "pending", m.statusOf("demo")["revocation"], "storage tells before memory does")
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"], "before the accounts are loaded")
 		busy, err := m.keeper.acquire(t.Context(), "demo")
 		require.NoError(t, err)
 		close(goOn)
@@ -640,16 +668,16 @@ func TestARevocationThatIsCompleteIsNotMoved(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.storage.failing(func(op, key string) error {
-			if op == "delete" && strings.HasPrefix(key, framework.WALPrefix) {
-				return errStorage
+		m.sim.OnCall(func(c wechatsim.Call) {
+			if c.Forced {
+				m.storage.failing(historyFails)
 			}
-			return nil
 		})
 		time.Sleep(forcedSpacing + time.Second)
 		synctest.Wait()
+		m.sim.OnCall(nil)
 		m.storage.failing(nil)
-		require.Len(t, m.walEntries(), 1, "its announcement could not be withdrawn")
+		require.NotNil(t, m.history().Leak, "its end could not be stored")
 		m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
 		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
 		m.ticks(5)
@@ -736,11 +764,10 @@ func TestWhatBecomesOfARevocationWhenItsAccountChanges(t *testing.T) {
 						require.Len(t, resp.Warnings, 1)
 						require.Contains(t, resp.Warnings[0], "revocation that was pending has ended, incomplete")
 						require.Nil(t, m.statusOf("demo")["revocation"])
-						require.Empty(t, m.walEntries())
+						require.Nil(t, m.history().Leak)
 					} else {
 						require.Nil(t, resp, "there is nothing to warn of")
 						require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
-						require.Len(t, m.walEntries(), 1)
 					}
 					require.Nil(t, m.update("demo", c.change), "the second time there is nothing to warn of")
 					if restart {
@@ -800,7 +827,6 @@ func TestARevokeThatWasRefusedIsNeverCarriedOut(t *testing.T) {
 				m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
 				_, text := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
 				require.Contains(t, text, "was not replaced")
-				require.NotEmpty(t, m.walEntries(), "its announcement could not be taken back")
 				require.Nil(t, m.statusOf("demo")["revocation"])
 				then(m)
 				m.storage.failing(nil)
@@ -868,7 +894,7 @@ func TestAClockSetForwardByADayDropsNoPendingRevocation(t *testing.T) {
 	})
 }
 
-func TestARefusedRevokeWhoseUndoIsNotStoredSaysSo(t *testing.T) {
+func TestARefusedRevokeWhoseUndoIsNotStoredIsNotCarriedOut(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		m.sim.OnCall(func(c wechatsim.Call) {
@@ -879,8 +905,9 @@ func TestARefusedRevokeWhoseUndoIsNotStoredSaysSo(t *testing.T) {
 		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
 		status, text := m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
 		require.Equal(t, http.StatusTooManyRequests, status)
-		require.Contains(t, text, "was not replaced, but Vault's storage did not take the request back")
+		require.Contains(t, text, "was not replaced")
 		require.Contains(t, text, "errcode 45009")
+		require.Equal(t, stateDegraded, m.statusOf("demo")["state"], "storage does not take the undo")
 		m.sim.OnCall(nil)
 		m.storage.failing(nil)
 		m.ticks(10)
@@ -900,4 +927,175 @@ func TestAClockSetForwardByADayDropsNoRevocationThatMoves(t *testing.T) {
 		_, effective := m.forcedCalls()
 		require.Equal(t, 2, effective)
 	})
+}
+
+func TestOnlyAForcedRefreshCountsForARevocation(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	at := func(seconds float64) time.Time { return start.Add(time.Duration(seconds * float64(time.Second))) }
+	before := &leak{Left: 2, Token: tokenDigest("T1"), End: at(7200)}
+	unknown := &leak{Left: 2, Token: tokenDigest("T1")}
+	for name, c := range map[string]struct {
+		leak   *leak
+		token  string
+		asked  float64
+		forced bool
+		left   int
+	}{
+		"the same token":                                                   {before, "T1", 100, false, 2},
+		"the same token of a forced call":                                  {before, "T1", 100, true, 2},
+		"another token of a forced call":                                   {before, "T2", 100, true, 1},
+		"another token of a forced call near the end":                      {before, "T2", 6901, true, 1},
+		"another token, as a forced call whose answer was lost brought it": {before, "T2", 100, false, 1},
+		"another token near the end":                                       {before, "T2", 6901, false, 2},
+		"another token after the end":                                      {before, "T2", 9000, false, 2},
+		"another token of an unknown end":                                  {unknown, "T2", 100, false, 2},
+		"another token of an unknown end by a forced call":                 {unknown, "T2", 100, true, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := c.leak.named(latest{c.token, at(c.asked), at(c.asked + 7100)}, c.forced)
+			require.Equal(t, c.left, got.Left)
+			require.Equal(t, tokenDigest(c.token), got.Token)
+			require.False(t, got.End.IsZero(), "the end is known from now on")
+			require.Equal(t, 2, c.leak.Left, "the old one is as it was")
+		})
+	}
+}
+
+func TestARevocationIsShownByEveryNameThatSharesTheToken(t *testing.T) {
+	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("team/twin", nil)
+		m.write("stranger", map[string]any{"verify": false, "secret": "not-the-secret-0123456789"})
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		for _, reopen := range []bool{false, true} {
+			if reopen {
+				m.reopen()
+			}
+			require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
+			require.Equal(t, revocationPending, m.statusOf("team/twin")["revocation"])
+			require.Nil(t, m.statusOf("stranger")["revocation"], "its credentials were never accepted")
+		}
+		m.ticks(3)
+		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+		require.Equal(t, m.statusOf("demo")["revocation"], m.statusOf("team/twin")["revocation"])
+		require.Nil(t, m.statusOf("stranger")["revocation"])
+		seen, effective := m.forcedCalls()
+		require.Equal(t, 2, seen)
+		require.Equal(t, 2, effective)
+		m.read("team/twin")
+	})
+}
+
+func TestARevocationGoesOnWithTheCredentialsOfAnotherName(t *testing.T) {
+	for name, spoil := range map[string]func(m *mount){
+		"those of the first are refused": func(m *mount) {
+			m.update("demo", map[string]any{"secret": "not-the-secret-0123456789", "verify": false})
+		},
+		"the first is deleted": func(m *mount) { m.ok(logical.DeleteOperation, "config/demo", nil) },
+		"the first gets another appid": func(m *mount) {
+			require.Nil(m.t, m.update("demo", map[string]any{"appid": otherAppID}), "nothing has ended that could be warned of")
+		},
+		"the first is gone after a restart": func(m *mount) {
+			m.close()
+			require.NoError(m.t, m.storage.Delete(m.t.Context(), "config/demo"))
+			m.open()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("demo", nil)
+				m.write("twin", nil)
+				m.write("stranger", map[string]any{"verify": false, "secret": "not-the-secret-0123456789"})
+				leaked := m.read("twin")["access_token"].(string)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				spoil(m)
+				require.Equal(t, revocationPending, m.statusOf("twin")["revocation"])
+				m.ticks(4)
+				require.NotContains(t, []any{nil, revocationPending}, m.statusOf("twin")["revocation"])
+				_, effective := m.forcedCalls()
+				require.Equal(t, 2, effective)
+				_, errcode := m.sim.Check(leaked)
+				require.NotZero(t, errcode, "the leaked token is dead")
+				m.read("twin")
+			})
+		})
+	}
+}
+
+func TestARevocationEndsWithTheLastNameThatSharesTheToken(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		m.write("stranger", map[string]any{"verify": false, "secret": "not-the-secret-0123456789"})
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.ok(logical.DeleteOperation, "config/twin", nil)
+		m.ok(logical.DeleteOperation, "config/demo", nil)
+		m.update("stranger", map[string]any{"secret": testSecret})
+		require.Nil(t, m.statusOf("stranger")["revocation"], "nothing of those before it")
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 1, seen)
+	})
+}
+
+// Builds before this one kept a leak response in the write-ahead log.
+func TestARevocationOfAnOlderBuildIsKept(t *testing.T) {
+	whole := func(*olderLeak) {}
+	for name, c := range map[string]struct {
+		change func(r *olderLeak)
+		then   func(m *mount)
+		forced int
+	}{
+		"one of its two calls is made": {whole, nil, 1},
+		"neither call is made":         {func(r *olderLeak) { r.Target = 3 }, nil, 2},
+		"restarted again":              {whole, func(m *mount) { m.reopen() }, 1},
+		"storage fails at the start": {whole, func(m *mount) {
+			m.storage.failing(writesFail)
+			m.rollbackTick()
+			m.reopen()
+			m.storage.failing(nil)
+		}, 1},
+		"it is complete":                        {func(r *olderLeak) { r.Target = 1 }, nil, 0},
+		"a day has passed":                      {func(r *olderLeak) { r.Requested = r.Requested.Add(-day) }, nil, 0},
+		"it is of another account of this name": {func(r *olderLeak) { r.AccountID = "another" }, nil, 0},
+		"its account is gone":                   {func(r *olderLeak) { r.Name = "gone" }, nil, 0},
+		"its first call was never made":         {func(r *olderLeak) { r.Epoch = 1 }, nil, 0},
+	} {
+		for _, late := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/found by the tick %t", name, late), func(t *testing.T) {
+				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+					m.write("demo", nil)
+					m.ok(logical.UpdateOperation, "rotate/demo", nil)
+					m.close()
+					cfg, err := loadConfig(t.Context(), m.storage, "demo")
+					require.NoError(t, err)
+					tok, err := readToken(t.Context(), m.storage, "demo")
+					require.NoError(t, err)
+					tok.Forced = 1
+					require.NoError(t, writeEntry(t.Context(), m.storage, "token/demo", tok))
+					r := olderLeak{Name: "demo", AccountID: cfg.ID, Target: 2, Requested: time.Now().Add(-time.Second), Epoch: m.history().Epoch}
+					c.change(&r)
+					if late {
+						m.open()
+					}
+					m.putOlderLeak(r)
+					if !late {
+						m.open()
+						require.Equal(t, c.forced > 0, m.statusOf("demo")["revocation"] == revocationPending)
+					}
+					if c.then != nil {
+						time.Sleep(walMinAge + time.Second)
+						c.then(m)
+					}
+					m.ticks(6)
+					seen, _ := m.forcedCalls()
+					require.Equal(t, 1+c.forced, seen)
+					require.Equal(t, c.forced == 0, m.statusOf("demo")["revocation"] == nil)
+					require.Empty(t, m.walEntries())
+					require.Nil(t, m.history().Leak)
+				})
+			})
+		}
+	}
 }

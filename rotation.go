@@ -52,21 +52,45 @@ func (a *account) prove(ctx context.Context, s logical.Storage, st *state) (*sta
 	return st, nil
 }
 
-// force makes one forced call, which begins the given epoch of the appid. Whatever
+// rotate replaces the account's token by force. With revoke that is the first half of a
+// leak response. It returns nil if the account is not configured. An error of WeChat or of
+// its limits is a *problem; with errNotBegun nothing was done.
+func (k *keeper) rotate(ctx context.Context, s logical.Storage, name string, revoke bool) (*rotated, error) {
+	a, st, err := k.acquireLoaded(ctx, s, name)
+	if err != nil {
+		return nil, k.notBegun(err)
+	}
+	defer k.release(a)
+	if st == nil {
+		return nil, nil
+	}
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	if st, err = a.prove(ctx, s, st); err != nil {
+		return nil, err
+	}
+	cfg, err := a.configOf(ctx, s, st)
+	if err != nil {
+		return nil, k.notBegun(err)
+	}
+	return a.force(ctx, s, st, cfg, revoke)
+}
+
+// force makes one forced call, the first of a leak response with revoke. Whatever
 // happens from then on, the old token is not handed out again unless the call
 // certainly had no effect, or a later normal call confirms it: that is in storage
 // before the call is made. An error of WeChat or of its limits is a *problem. The
 // caller holds the lock.
-func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *config, epoch int64) (*rotated, error) {
+func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *config, revoke bool) (*rotated, error) {
 	if a.ctx.Err() != nil {
 		return nil, a.notBegun(errUnmounted)
 	}
 	ap := st.appid
-	by := forcer{name: a.name}
+	by := forcer{name: a.name, revokes: revoke}
 	if st.token != nil {
-		by.token = st.token.AccessToken
+		by.token, by.end = st.token.AccessToken, st.token.end()
 	}
-	f, err := ap.announce(ctx, s, by, epoch, cfg.RequestTimeout)
+	f, err := ap.announce(ctx, s, by, cfg.RequestTimeout)
 	switch {
 	case problemOf(err) != nil: // the limits
 		a.metrics.forced["limited"].Inc()
@@ -103,7 +127,7 @@ func (a *account) force(ctx context.Context, s logical.Storage, st *state, cfg *
 		a.publish(ctx, s, failed, st.storedToken())
 		return nil, p
 	}
-	tok := tokenFrom(g, st.token, cfg, epoch, true)
+	tok := tokenFrom(g, st.token, cfg, f.call.Epoch)
 	ap.end(f, g.answered, g)
 	next := a.publish(ctx, s, st.succeeded(g, tok, syncJitter()), st.storedToken())
 	a.metrics.forcedTo(!st.isCurrent(tok.AccessToken))

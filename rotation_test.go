@@ -257,9 +257,16 @@ func (m *mount) walEntries() []string {
 	})
 }
 
+// putOlderLeak stores a leak response as builds before this one did.
+func (m *mount) putOlderLeak(r olderLeak) {
+	m.t.Helper()
+	_, err := framework.PutWAL(m.t.Context(), &m.storage.InmemStorage, walRevocation, r)
+	require.NoError(m.t, err)
+}
+
 func (m *mount) guards() []guard {
 	m.t.Helper()
-	all, err := readGuards(m.t.Context(), &m.storage.InmemStorage)
+	all, _, err := readGuards(m.t.Context(), &m.storage.InmemStorage)
 	require.NoError(m.t, err)
 	return all
 }

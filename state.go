@@ -448,14 +448,6 @@ func (st *state) isAnother(before *state, rejected string) bool {
 	return st.wasEarlier(rejected) || !st.sameToken(before) && !st.isCurrent(rejected)
 }
 
-// forced counts how often the account's token was replaced by force.
-func (st *state) forced() int {
-	if st.token == nil {
-		return 0
-	}
-	return st.token.Forced
-}
-
 // budget returns how many forced refreshes the account may still make today. One
 // whose credentials WeChat has not accepted does not learn what the others made.
 func (st *state) budget() int {
@@ -463,6 +455,51 @@ func (st *state) budget() int {
 		return forcedPerDay
 	}
 	return st.appid.budget()
+}
+
+// leak returns the leak response that the account of this name is told of, nil if there is
+// none: of its own, or of another account that has the same token.
+func (st *state) leak(name string) *leak {
+	if l := st.appid.leak.Load(); l != nil && (st.accepted || l.By == name) {
+		return l
+	}
+	return nil
+}
+
+// adopt takes r up if it is of the account of this name, unless it is complete, given up or
+// was never begun.
+func (st *state) adopt(r olderLeak, name string) {
+	ap := st.appid
+	ap.mu.Lock()
+	defer ap.mu.Unlock()
+	h, now := &ap.history, wallClock()
+	begun := r.Epoch == 0 || slices.ContainsFunc(h.Forced, func(f forcedCall) bool { return f.Epoch == r.Epoch })
+	over := !h.Revoked.Before(r.Requested) || now.Sub(r.Requested) >= leakAge
+	if r.Name != name || r.AccountID != st.accountID || ap.leak.Load() != nil || !begun || over {
+		return
+	}
+	l := &leak{By: name, Requested: r.Requested, Left: min(2, r.Target), Next: now}
+	if t := st.token; t != nil {
+		l.Left, l.Token, l.End = min(2, r.Target-t.Forced), tokenDigest(t.AccessToken), t.end()
+	}
+	for _, f := range h.Forced {
+		if !f.At.Before(r.Requested) {
+			l = l.called(f.At)
+		}
+	}
+	if l.Left > 0 {
+		ap.setLeak(l.checked(now))
+		ap.wakeAll()
+	}
+}
+
+// revokedAt returns when the last leak response for the account's token was complete, zero
+// if none was, or if the account may not know.
+func (st *state) revokedAt() time.Time {
+	if !st.accepted {
+		return time.Time{}
+	}
+	return st.appid.revokedAt()
 }
 
 // trouble returns what last_error shows: the failure of the last attempt, or else

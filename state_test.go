@@ -31,7 +31,7 @@ func granted(token string, asked, lifetime float64) *tokenAnswer {
 
 // adopted is the token that an answer makes of old.
 func adopted(g *tokenAnswer, old *token) *token {
-	return tokenFrom(g, old, &config{ID: "account-1"}, 0, false)
+	return tokenFrom(g, old, &config{ID: "account-1"}, 0)
 }
 
 // fresh is the state after a first answer at noon.
@@ -360,7 +360,7 @@ func TestAnUnconfirmedTokenIsNotHandedOutUntilItIsConfirmedOrReplaced(t *testing
 
 		for name, token := range map[string]string{"confirmed": "T1", "replaced": "T2"} {
 			g := granted(token, 101, 7099)
-			got := st.succeeded(g, tokenFrom(g, st.token, &config{ID: "account-1"}, 7, false), 1)
+			got := st.succeeded(g, tokenFrom(g, st.token, &config{ID: "account-1"}, 7), 1)
 			require.True(t, got.servable(after(101)), name)
 			require.Equal(t, token, got.token.AccessToken, name)
 			require.Equal(t, after(6910), got.due, name)
@@ -371,40 +371,6 @@ func TestAnUnconfirmedTokenIsNotHandedOutUntilItIsConfirmedOrReplaced(t *testing
 		require.Equal(t, stored, got.token)
 		require.False(t, got.usable(after(100)), "after a restart, too, a token of another epoch may be dead")
 	})
-}
-
-func TestATokenRemembersHowOftenItWasReplacedByForce(t *testing.T) {
-	const epoch = 3
-	old := tokenFrom(granted("T1", 0, 7200), nil, &config{ID: "account-1"}, epoch, false)
-	require.Zero(t, old.Forced)
-	old.Forced, old.RevokedAt = 5, after(-1)
-	for name, c := range map[string]struct {
-		token   string
-		account string
-		epoch   int64
-		asked   float64
-		forced  bool
-		want    int
-	}{
-		"the same token":                        {"T1", "account-1", epoch, 100, false, 5},
-		"the same token after a forced call":    {"T1", "account-1", epoch + 1, 100, false, 5},
-		"the same token of a forced call":       {"T1", "account-1", epoch + 1, 100, true, 5},
-		"another token in its time":             {"T2", "account-1", epoch, 100, false, 5},
-		"another token after a forced call":     {"T2", "account-1", epoch + 1, 100, false, 6},
-		"another token after one, near its end": {"T2", "account-1", epoch + 1, 6901, false, 5},
-		"another token of a forced call":        {"T2", "account-1", epoch + 1, 100, true, 6},
-		"another token of one, near its end":    {"T2", "account-1", epoch + 1, 6901, true, 6},
-		"another account's token":               {"T2", "account-2", epoch, 100, false, 0},
-		"another account's after a forced call": {"T2", "account-2", epoch + 1, 100, false, 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got := tokenFrom(granted(c.token, c.asked, 7100), old, &config{ID: c.account}, c.epoch, c.forced)
-			require.Equal(t, c.want, got.Forced)
-			require.Equal(t, c.epoch, got.Epoch)
-			require.Equal(t, c.account == "account-1", got.RevokedAt.Equal(old.RevokedAt))
-		})
-	}
-	require.Equal(t, 1, tokenFrom(granted("T1", 0, 7200), nil, &config{ID: "account-1"}, epoch, true).Forced, "it replaced one that the engine never had")
 }
 
 // TestAReaderAlwaysHoldsALiveToken tries readers that follow ttl against WeChat as

@@ -154,8 +154,8 @@ const (
 	// account, and its deletion.
 	walChange = "change"
 
-	// walRevocation is the kind of the entries that carry a revocation until it
-	// is complete.
+	// walRevocation is the kind of the entries in which builds before this one kept a
+	// leak response, see olderLeak.
 	walRevocation = "revocation"
 
 	// walForced is the kind of the entries that guard a forced call, see guard.

@@ -308,7 +308,7 @@ func TestTheBackgroundIsWokenByTheEndOfAnothersForcedRefresh(t *testing.T) {
 func (m *mount) forcing() (ap *appid, f *force) {
 	m.t.Helper()
 	ap = m.keeper.lookup("victim").current().appid
-	f, err := ap.announce(m.t.Context(), m.storage, forcer{name: "twin"}, newEpoch(), time.Second)
+	f, err := ap.announce(m.t.Context(), m.storage, forcer{name: "twin"}, time.Second)
 	require.NoError(m.t, err)
 	return ap, f
 }

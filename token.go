@@ -42,11 +42,9 @@ type token struct {
 	// Credentials is the config.Credentials that WeChat accepted last.
 	Credentials string `json:"credentials"`
 
-	// Forced counts how often the account's token was replaced by force.
-	Forced int `json:"forced"`
-
-	// RevokedAt is when the last revocation was complete, zero if there was none.
-	RevokedAt time.Time `json:"revoked_at,omitzero"`
+	// Forced counts how often the account's token was replaced by force. Only builds
+	// before this one have written it, see olderLeak.
+	Forced int `json:"forced,omitempty"`
 
 	// CheckAt is when WeChat is to be asked again about a token that it still
 	// handed out after a forced call whose outcome nobody knew: that call may
@@ -63,41 +61,24 @@ func (t *token) end() time.Time {
 }
 
 // tokenFrom turns an answer of WeChat into the token to keep instead of old, which
-// is nil where there is none. epoch is that of the appid at the time of the answer,
-// and forced tells whether the answer is that of a forced call.
+// is nil where there is none. epoch is that of the appid at the time of the answer.
 //
 // If WeChat handed out the token that the engine already has, its times stay as
 // they are, but for an end that this machine's clock has passed and WeChat's has
 // not.
-func tokenFrom(g *tokenAnswer, old *token, cfg *config, epoch int64, forced bool) *token {
+func tokenFrom(g *tokenAnswer, old *token, cfg *config, epoch int64) *token {
 	t := &token{
 		Version: schemaVersion, AccountID: cfg.ID, Credentials: cfg.Credentials,
 		AccessToken: g.token, Epoch: epoch,
 		RotatedAt:  g.asked.UTC().Truncate(time.Millisecond),
 		ExpireTime: g.end(),
 	}
-	if old == nil {
-		if forced {
-			t.Forced++ // it replaced a token that the engine never had
-		}
-		return t
-	}
-	same := old.AccessToken == g.token
-	if same {
+	switch {
+	case old == nil:
+	case old.AccessToken == g.token:
 		t.keepTimes(g, old)
-	} else {
+	default:
 		t.RotatedAt, t.LatestRotation, t.SetBacks = distinguish(t.RotatedAt, old.RotatedAt, old.LatestRotation, old.SetBacks)
-	}
-	if old.AccountID != cfg.ID {
-		return t
-	}
-	t.Forced, t.RevokedAt = old.Forced, old.RevokedAt
-	// A forced call that brings another token has replaced the old one. So has one
-	// whose answer was lost, if a normal call then brings another token, unless the
-	// old one was so near its end that WeChat replaced it by itself.
-	lost := old.Epoch != epoch && old.end().Sub(g.asked) > overlap
-	if !same && (forced || lost) {
-		t.Forced++
 	}
 	return t
 }

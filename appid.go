@@ -486,13 +486,6 @@ func (ap *appid) rewrite() {
 	}
 }
 
-// isUnstored reports whether the history in memory is newer than the stored one.
-func (ap *appid) isUnstored() bool {
-	ap.mu.Lock()
-	defer ap.mu.Unlock()
-	return ap.unstored
-}
-
 // known reports whether the history is in memory.
 func (ap *appid) known() bool {
 	ap.mu.Lock()

@@ -77,15 +77,6 @@ func answering(status int, body string) http.Handler {
 	})
 }
 
-// refusing is a WeChat that answers every call with an errcode.
-func refusing(errcode int, errmsg string) http.Handler {
-	body, err := json.Marshal(map[string]any{"errcode": errcode, "errmsg": errmsg})
-	if err != nil {
-		panic(err)
-	}
-	return answering(http.StatusOK, string(body))
-}
-
 // requireProblem is the problem that err has to be.
 func requireProblem(t *testing.T, g *tokenAnswer, err error) *problem {
 	t.Helper()

@@ -154,8 +154,11 @@ func (cfg *config) setTexts(data *framework.FieldData) error {
 		field string
 		set   func(string) error
 	}{
-		{"appid", cfg.setAppID}, {"secret", cfg.setSecret},
-		{"base_url", cfg.setBaseURL}, {"proxy_url", cfg.setProxyURL}, {"ca_pem", cfg.setCAPEM},
+		{"appid", cfg.setAppID},
+		{"secret", cfg.setSecret},
+		{"base_url", cfg.setBaseURL},
+		{"proxy_url", cfg.setProxyURL},
+		{"ca_pem", cfg.setCAPEM},
 	} {
 		if sets(data, f.field) {
 			errs = append(errs, f.set(data.Get(f.field).(string)))

@@ -415,7 +415,7 @@ func TestTheReferencesTablesOfErrcodesAreTheCodes(t *testing.T) {
 	for i, file := range []string{"docs/reference.md", "docs/reference.zh-CN.md"} {
 		prose := readDocument(t, file).prose
 		for call, title := range titles {
-			t.Run(file+" "+string(call), func(t *testing.T) {
+			t.Run(file+" "+call, func(t *testing.T) {
 				rules := ownErrcodes[call]
 				if call == apiStableToken {
 					rules = errcodes

@@ -957,16 +957,14 @@ func (x *model) report(n *modelAccount, dice *rand.Rand) {
 
 func (x *model) rotate(n *modelAccount, revoke bool) {
 	x.mu.Lock()
-	for appid, f := range x.forces {
-		switch {
-		case n.sure && n.appid != appid:
-		case revoke:
-			f.calls += 2
+	calls := 1
+	if revoke {
+		calls = 2
+		for _, f := range x.forces {
 			f.revocations++
-		default:
-			f.calls++
 		}
 	}
+	appid := n.appid
 	from := time.Time{}
 	for _, c := range x.calls {
 		if c.name == n.name && c.appid == n.appid && c.outcome == callAnswered && c.over.Before(time.Now()) {
@@ -983,6 +981,11 @@ func (x *model) rotate(n *modelAccount, revoke bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.noteLocked("rotate %s revoke %t since %s: %v %v", n.name, revoke, before.began.Format("05.000"), err, resp != nil && len(resp.Warnings) > 0)
+	for other, f := range x.forces {
+		if other == appid || !x.settled(n, before) { // or a write that overlaps has changed the appid
+			f.calls += calls
+		}
+	}
 	pending := err == nil || strings.Contains(err.Error(), "the revocation goes on")
 	if revoke && pending && x.settled(n, before) && n.exists && len(x.jumps) == before.jumps && before.instance == x.instance {
 		n.revoking, n.revokedFrom, n.revokedAt = true, from, before.began

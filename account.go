@@ -214,9 +214,6 @@ func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
 		// What memory remembers may be of credentials that were never stored.
 		st.accepted = st.token != nil && st.token.Credentials == cfg.Credentials
 	}
-	for _, r := range ap.guards.leaks {
-		st.adopt(r, a.name)
-	}
 	if st.token != nil {
 		ap.recall(st.token)
 		present := era()
@@ -225,6 +222,9 @@ func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
 			st = st.recheck(now, present)
 			st.ends = time.Now() // when it really ends WeChat has to tell
 		}
+	}
+	for _, r := range ap.guards.leaks {
+		st.adopt(r, a.name)
 	}
 	st.version = generation + stale
 	a.setState(st)

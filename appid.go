@@ -589,6 +589,9 @@ func (ap *appid) learn(v view, g *tokenAnswer) (epoch int64, outside, ok bool) {
 func (ap *appid) recall(t *token) {
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
+	if t.RevokedAt.After(ap.history.Revoked) {
+		ap.history.Revoked, ap.unstored = t.RevokedAt, true
+	}
 	if t.Epoch != ap.epoch.Load() {
 		return
 	}

@@ -1039,6 +1039,22 @@ func TestARevocationEndsWithTheLastNameThatSharesTheToken(t *testing.T) {
 	})
 }
 
+func TestWhenARevocationOfAnOlderBuildWasCompleteIsKept(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.close()
+		tok, err := readToken(t.Context(), m.storage, "demo")
+		require.NoError(t, err)
+		tok.RevokedAt = time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
+		require.NoError(t, writeEntry(t.Context(), m.storage, "token/demo", tok))
+		m.open()
+		require.Equal(t, timestamp(tok.RevokedAt), m.statusOf("demo")["revocation"])
+		time.Sleep(2 * rotationPeriod)
+		m.reopen()
+		require.Equal(t, timestamp(tok.RevokedAt), m.statusOf("demo")["revocation"], "with another token, too")
+	})
+}
+
 // Builds before this one kept a leak response in the write-ahead log.
 func TestARevocationOfAnOlderBuildIsKept(t *testing.T) {
 	whole := func(*olderLeak) {}

@@ -42,9 +42,11 @@ type token struct {
 	// Credentials is the config.Credentials that WeChat accepted last.
 	Credentials string `json:"credentials"`
 
-	// Forced counts how often the account's token was replaced by force. Only builds
-	// before this one have written it, see olderLeak.
-	Forced int `json:"forced,omitempty"`
+	// Forced counts how often the account's token was replaced by force, and RevokedAt is
+	// when its last leak response was complete. Only builds before this one have written
+	// them: the history holds both now.
+	Forced    int       `json:"forced,omitempty"`
+	RevokedAt time.Time `json:"revoked_at,omitzero"`
 
 	// CheckAt is when WeChat is to be asked again about a token that it still
 	// handed out after a forced call whose outcome nobody knew: that call may

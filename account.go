@@ -116,7 +116,7 @@ func (a *account) key() wake.Key {
 		return wake.Key{Kind: "load"}
 	}
 	key := wake.Key{Kind: "token", Slow: st.took >= slowCall, Way: st.way}
-	if l := st.appid.leak.Load(); l != nil && l.By == a.name {
+	if l := st.appid.leak.Load(); l != nil && l.Turn == a.name {
 		key.Kind = "leak response"
 	}
 	return key

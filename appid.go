@@ -411,6 +411,9 @@ func (h *history) restore(recorded []guard, now time.Time) (changed bool) {
 			}
 		}
 	}
+	if changed { // the record may be older than calls that the history holds: one that was written late
+		slices.SortStableFunc(h.Forced, func(a, b forcedCall) int { return a.At.Compare(b.At) })
+	}
 	return changed
 }
 
@@ -779,7 +782,7 @@ func (ap *appid) changeLeak(change func(l *leak)) {
 	change(&next)
 	ap.setLeak(&next)
 	for _, m := range ap.members {
-		if m.name == next.By {
+		if m.name == next.Turn {
 			m.wake()
 		}
 	}
@@ -823,12 +826,12 @@ func (ap *appid) revokedAt() time.Time {
 // from one that is gone.
 func (ap *appid) answersLeak(name string, accepted bool) *leak {
 	l := ap.leak.Load()
-	if l == nil || l.By == name {
+	if l == nil || l.Turn == name {
 		return l
 	}
 	ap.mu.Lock()
 	defer ap.mu.Unlock()
-	if !accepted || slices.ContainsFunc(ap.members, func(m member) bool { return m.name == l.By }) {
+	if !accepted || slices.ContainsFunc(ap.members, func(m member) bool { return m.name == l.Turn }) {
 		return nil
 	}
 	return l

@@ -33,7 +33,8 @@ type latest struct {
 // stores it: the two are made together, undone together, and found together after a
 // crash. It is replaced whole, never changed, so that it is read without a lock.
 type leak struct {
-	By        string    `json:"by"` // the account whose credentials make the next call
+	By        string    `json:"by"`   // the account that asked for it
+	Turn      string    `json:"turn"` // the account whose credentials make the next call
 	Requested time.Time `json:"requested"`
 	Left      int       `json:"left"`  // how often the token is still to be replaced by force
 	Calls     int       `json:"calls"` // forced calls since the request, but those that certainly did nothing
@@ -55,7 +56,7 @@ type leak struct {
 // newLeak is a leak response by the account, whose first call is yet to be made.
 func newLeak(by, token string, end time.Time) *leak {
 	return &leak{
-		By: by, Requested: wallClock().UTC(), Left: 2, Token: tokenDigest(token), End: end,
+		By: by, Turn: by, Requested: wallClock().UTC(), Left: 2, Token: tokenDigest(token), End: end,
 		giveUp: time.Now().Add(leakAge),
 	}
 }

@@ -21,8 +21,8 @@ func (k *keeper) answerLeak(s logical.Storage, a *account, st *state, l *leak) {
 		a.publish(ctx, s, st, st.storedToken())
 		return
 	}
-	if l.By != a.name {
-		ap.changeLeak(func(l *leak) { l.By = a.name }) // the others leave it alone
+	if l.Turn != a.name {
+		ap.changeLeak(func(l *leak) { l.Turn = a.name }) // the others leave it alone
 	}
 	err := a.replaceLeaked(ctx, s, st)
 	if err == nil {
@@ -42,7 +42,7 @@ func (k *keeper) answerLeak(s logical.Storage, a *account, st *state, l *leak) {
 			l.retry = wallClock().Add(overtakenPause)
 		default:
 			l.failed(err)
-			l.By = cmp.Or(other, a.name)
+			l.Turn = cmp.Or(other, a.name)
 		}
 	})
 }
@@ -80,14 +80,13 @@ func (a *account) confirm(ctx context.Context, s logical.Storage, st *state) (*s
 	return st, nil
 }
 
-// sharer returns the account after the one of this name, in the order of names, of those
-// others that share its appid and whose credentials WeChat has accepted; "" if there is
-// none.
+// sharer returns the account after the one of this name, in the order of names, of the
+// others that are told of the leak response of ap; "" if there is none.
 func (k *keeper) sharer(ap *appid, name string) string {
 	others := ap.others(name)
 	after, _ := slices.BinarySearch(others, name)
 	for _, other := range slices.Concat(others[after:], others[:after]) {
-		if st := k.remembered(other); st != nil && st.accepted {
+		if st := k.remembered(other); st != nil && st.leak(other) != nil {
 			return other
 		}
 	}
@@ -107,6 +106,9 @@ func (k *keeper) leaveLeak(ctx context.Context, s logical.Storage, ap *appid, na
 			if l.By == name {
 				l.By = next
 			}
+			if l.Turn == name {
+				l.Turn = next
+			}
 		})
 	}
 	return ap.save(ctx, s)
@@ -116,7 +118,8 @@ func (k *keeper) leaveLeak(ctx context.Context, s logical.Storage, ap *appid, na
 // about to have: at another base_url it still has the token that leaked.
 func (ap *appid) moveLeak(ctx context.Context, s logical.Storage, l *leak, name string) error {
 	moved := *l
-	moved.By, moved.End = name, time.Time{} // the token there may be another
+	moved.By, moved.Turn = name, name
+	moved.End = time.Time{} // the token there may be another
 	ap.mu.Lock()
 	if ap.leak.Load() == nil {
 		ap.setLeak(&moved)

@@ -1055,6 +1055,52 @@ func TestWhenARevocationOfAnOlderBuildWasCompleteIsKept(t *testing.T) {
 	})
 }
 
+func TestARevocationStaysWithANameOfAnUntriedSecret(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.update("demo", map[string]any{"secret": "not-the-secret-0123456789", "verify": false})
+		m.write("twin", nil)
+		m.ok(logical.DeleteOperation, "config/twin", nil)
+		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"secret": testSecret})
+		m.ticks(3)
+		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestANameThatMovesIsToldOfItsRevocationWhileAnotherCarriesItOn(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", map[string]any{"base_url": "http://127.0.0.2"})
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.ok(logical.UpdateOperation, "config/demo", moveTo2(map[string]any{"secret": "not-the-secret-0123456789", "verify": false}))
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced"})
+		m.ticks(5)
+		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
+		require.Equal(t, revocationPending, m.statusOf("twin")["revocation"])
+		m.sim.ClearFaults()
+		m.ticks(10)
+		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("twin")["revocation"])
+	})
+}
+
+func TestTheNameThatAskedForARevocationIsToldOfItWithAnUntriedSecret(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.update("demo", map[string]any{"secret": "not-the-secret-0123456789", "verify": false})
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced"})
+		m.ticks(5)
+		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"], "though another name's credentials carry it on")
+		m.sim.ClearFaults()
+		m.ticks(10)
+		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+		require.Equal(t, m.statusOf("twin")["revocation"], m.statusOf("demo")["revocation"])
+	})
+}
+
 // Builds before this one kept a leak response in the write-ahead log.
 func TestARevocationOfAnOlderBuildIsKept(t *testing.T) {
 	whole := func(*olderLeak) {}

@@ -658,6 +658,23 @@ func TestAClockThatWasSetBackBlocksNobodyAndLosesNoCount(t *testing.T) {
 	})
 }
 
+func TestALateRecordOfAForcedCallShortensNoSpacing(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		time.Sleep(forcedSpacing)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		m.close()
+		late := &guard{Key: historyKey(account1Config()), At: time.Now().Add(-20 * time.Second), Epoch: 7}
+		_, err := framework.PutWAL(t.Context(), m.storage, walForced, late)
+		require.NoError(t, err)
+		time.Sleep(15 * time.Second)
+		m.open()
+		status, _ := m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		require.Equal(t, http.StatusTooManyRequests, status)
+		require.Equal(t, forcedPerDay-2, m.statusOf("demo")["rotations_remaining"], "it counts")
+	})
+}
+
 func TestAClockSetForwardBringsNoForcedCallTooSoon(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)

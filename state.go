@@ -458,9 +458,10 @@ func (st *state) budget() int {
 }
 
 // leak returns the leak response that the account of this name is told of, nil if there is
-// none: of its own, or of another account that has the same token.
+// none: of its own, or of another account that has the same token. What has a token was
+// accepted, and is told on when it gets a secret that WeChat has not tried.
 func (st *state) leak(name string) *leak {
-	if l := st.appid.leak.Load(); l != nil && (st.accepted || l.By == name) {
+	if l := st.appid.leak.Load(); l != nil && (st.token != nil || l.By == name) {
 		return l
 	}
 	return nil
@@ -478,7 +479,7 @@ func (st *state) adopt(r olderLeak, name string) {
 	if r.Name != name || r.AccountID != st.accountID || ap.leak.Load() != nil || !begun || over {
 		return
 	}
-	l := &leak{By: name, Requested: r.Requested, Left: min(2, r.Target), Next: now}
+	l := &leak{By: name, Turn: name, Requested: r.Requested, Left: min(2, r.Target), Next: now}
 	if t := st.token; t != nil {
 		l.Left, l.Token, l.End = min(2, r.Target-t.Forced), tokenDigest(t.AccessToken), t.end()
 	}
@@ -496,7 +497,7 @@ func (st *state) adopt(r olderLeak, name string) {
 // revokedAt returns when the last leak response for the account's token was complete, zero
 // if none was, or if the account may not know.
 func (st *state) revokedAt() time.Time {
-	if !st.accepted {
+	if st.token == nil {
 		return time.Time{}
 	}
 	return st.appid.revokedAt()

@@ -1069,6 +1069,10 @@ func TestARevocationStaysWithANameOfAnUntriedSecret(t *testing.T) {
 	})
 }
 
+// eachNamesTurn is the minutes in which each of two names has made a call of a pending leak
+// response: no wait after a failure is longer than backoffLeak.Most.
+const eachNamesTurn = 2*10 + 1
+
 func TestANameThatMovesIsToldOfItsRevocationWhileAnotherCarriesItOn(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
@@ -1080,7 +1084,7 @@ func TestANameThatMovesIsToldOfItsRevocationWhileAnotherCarriesItOn(t *testing.T
 		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
 		require.Equal(t, revocationPending, m.statusOf("twin")["revocation"])
 		m.sim.ClearFaults()
-		m.ticks(10)
+		m.ticks(eachNamesTurn)
 		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("twin")["revocation"])
 	})
 }
@@ -1095,7 +1099,7 @@ func TestTheNameThatAskedForARevocationIsToldOfItWithAnUntriedSecret(t *testing.
 		m.ticks(5)
 		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"], "though another name's credentials carry it on")
 		m.sim.ClearFaults()
-		m.ticks(10)
+		m.ticks(eachNamesTurn)
 		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
 		require.Equal(t, m.statusOf("twin")["revocation"], m.statusOf("demo")["revocation"])
 	})

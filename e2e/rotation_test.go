@@ -198,7 +198,11 @@ func (e *engine) seedRotations(t *testing.T, account fields, at []time.Time) {
 	t.Helper()
 	mounts, err := e.vault.Sys().ListMounts()
 	must(t, err)
-	history, err := json.Marshal(fields{"version": 1, "epoch": 0, "forced": at})
+	var epochs []int
+	for i := range at {
+		epochs = append(epochs, i+1)
+	}
+	history, err := json.Marshal(fields{"version": 1, "epoch": 0, "forced": at, "epochs": epochs})
 	must(t, err)
 	folder := "sys/raw/logical/" + mounts[e.path+"/"].UUID + "/rotation/" + account["appid"].(string)
 	sum := sha256.Sum256([]byte(e.url + "\x00"))

@@ -7,12 +7,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log"
 	"net/http"
 	"net/url"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,11 +43,7 @@ func overPipe(t *testing.T, handler http.Handler, test func(t *testing.T, c *cli
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		pipe := wechatsim.NewPipe()
-		server := &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0)}
-		var serving sync.WaitGroup
-		serving.Go(func() { _ = server.Serve(pipe) })
-		defer serving.Wait()
-		defer server.Close()
+		defer wechatsim.Serve(pipe, handler)()
 		c := &client{Client: upstream.Client{Dial: pipe.DialContext}}
 		defer c.Close()
 		test(t, c)

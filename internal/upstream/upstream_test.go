@@ -9,12 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,11 +34,7 @@ func overPipe(t *testing.T, handler http.Handler, test func(t *testing.T, c *Cli
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		pipe := wechatsim.NewPipe()
-		server := &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0)}
-		var serving sync.WaitGroup
-		serving.Go(func() { _ = server.Serve(pipe) })
-		defer serving.Wait()
-		defer server.Close()
+		defer wechatsim.Serve(pipe, handler)()
 		c := &Client{Dial: pipe.DialContext}
 		defer c.Close()
 		test(t, c)
@@ -121,7 +115,7 @@ func TestAnAnswerIsReadNoFurtherThanItsBound(t *testing.T) {
 				start := time.Now()
 				g, err := ask(t.Context(), c, testEndpoint(), false)
 				require.Equal(t, ClassAnswer, requireProblem(t, g, err).Class)
-				require.Zero(t, time.Since(start), "nobody waits for the rest")
+				require.Zero(t, time.Since(start), "the rest is not waited for")
 			})
 		})
 	}

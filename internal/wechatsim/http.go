@@ -22,10 +22,13 @@ func (s *Sim) Start() (baseURL string, stop func(), err error) {
 
 // Serve serves s on l in the background. Calling stop closes l and all
 // connections, and waits until the calls that they carried have ended.
-func (s *Sim) Serve(l net.Listener) (stop func()) {
+func (s *Sim) Serve(l net.Listener) (stop func()) { return Serve(l, s) }
+
+// Serve is [Sim.Serve] for a platform that answers in a way of its own.
+func Serve(l net.Listener, platform http.Handler) (stop func()) {
 	var serving sync.WaitGroup // the listener and each connection
 	srv := &http.Server{
-		Handler:           s,
+		Handler:           platform,
 		ReadHeaderTimeout: 10 * time.Second,
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {

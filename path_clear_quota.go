@@ -35,12 +35,9 @@ func (b *backend) clearQuota(ctx context.Context, req *logical.Request, data *fr
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	cfg, err := b.keeper.configOf(ctx, req.Storage, name)
-	if err != nil {
-		return nil, err
-	}
+	cfg, unknown, err := b.configured(ctx, req, name)
 	if cfg == nil {
-		return unknownAccount(ctx, req, name), nil
+		return unknown, err
 	}
 	asked := time.Now()
 	at, err := b.logins.clearQuota(ctx, name, cfg, func() { b.keeper.quotaCleared(cfg) })

@@ -134,12 +134,9 @@ func (b *backend) login(ctx context.Context, req *logical.Request, data *framewo
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	cfg, err := b.keeper.configOf(ctx, req.Storage, name)
-	if err != nil {
-		return nil, err
-	}
+	cfg, unknown, err := b.configured(ctx, req, name)
 	if cfg == nil {
-		return unknownAccount(ctx, req, name), nil
+		return unknown, err
 	}
 	fields, err := exchange(name, cfg, data.Get(field).(string))
 	if err != nil {

@@ -158,7 +158,18 @@ func page(keys []string, data *framework.FieldData) []string {
 	return keys
 }
 
-// unknownAccount is the answer where a name is not configured. It names the list of status/: operators, on-call and teams may all read that one.
+// configured returns the configuration of the account that a request is about. If it is nil,
+// the request is answered with the other two.
+func (b *backend) configured(ctx context.Context, req *logical.Request, name string) (cfg *config, unknown *logical.Response, err error) {
+	cfg, err = b.keeper.configOf(ctx, req.Storage, name)
+	if err == nil && cfg == nil {
+		unknown = unknownAccount(ctx, req, name)
+	}
+	return cfg, unknown, err
+}
+
+// unknownAccount is the answer where a name is not configured. It names the list of status/:
+// operators, on-call and teams may all read that one.
 func unknownAccount(ctx context.Context, req *logical.Request, name string) *logical.Response {
 	listed, level := "its names are listed with", levelOf(name)
 	if below, err := req.Storage.List(ctx, storageKey(configPrefix, name+"/")); err == nil && len(below) > 0 {

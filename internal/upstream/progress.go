@@ -129,9 +129,12 @@ var (
 	noTLS          = unreachable("no TLS connection", "check that base_url speaks TLS with a certificate of its name, and ca_pem if its authority is not a public one")
 	silentTLS      = unreachable("the TLS handshake got no answer", "a middlebox on the way may drop large ClientHellos: set GODEBUG=tlsmlkem=0 in the environment of Vault, which makes them small, and restart it; check the way from Vault to base_url")
 	noAnswer       = unreachable("no answer in time", "check the way from Vault to base_url, and request_timeout")
-	cutOff         = unreachable("the connection ended before the answer was complete", "check the way from Vault to base_url (network, proxy_url, ca_pem)")
+	cutOff         = unreachable("the connection ended before the answer was complete", adviceWay)
 	notHTTP        = Problem{Rule: RuleAnswer, Detail: "it is not an HTTP response, or its headers are too large"}
 )
+
+// adviceWay is for what may be wrong anywhere between Vault and the platform.
+const adviceWay = "check the way from Vault to base_url (network, proxy_url, ca_pem)"
 
 func unreachable(detail, advice string) Problem {
 	return Problem{Rule: Rule{ClassUnreachable, 502, BackoffTransient, "WeChat cannot be reached", advice + "; " + TriesAgain}, Detail: detail}
@@ -139,7 +142,7 @@ func unreachable(detail, advice string) Problem {
 
 // unsent is the problem of a request that could not be made.
 func unsent(err error) *Problem {
-	p := unreachable(err.Error(), "check the way from Vault to base_url (network, proxy_url, ca_pem)")
+	p := unreachable(err.Error(), adviceWay)
 	p.HadNoEffect = true
 	return &p
 }

@@ -69,7 +69,7 @@ func TestTransportsAreShared(t *testing.T) {
 		call(func(e *Endpoint) { e.Proxy, e.Trial = "http://127.0.0.3:3128", true })
 		require.Equal(t, 5, kept())
 
-		// Those in use stay, those that nobody used for long are dropped.
+		// Those in use stay, idle ones are dropped.
 		time.Sleep(transportIdle / 2)
 		call(proxied(proxy))
 		c.Tidy()
@@ -132,8 +132,8 @@ func TestATrialLeavesNoConnection(t *testing.T) {
 	})
 }
 
-// net/http goes on with the making of a connection after the call that it is made for,
-// for whoever comes next: at who never answers it would do so for ever.
+// net/http goes on with a connection in the making after its call, for the next one. With a
+// host that never answers it would go on for ever.
 func TestAConnectionInTheMakingEndsWithItsCall(t *testing.T) {
 	const target = "https://192.0.2.1"
 	for name, c := range map[string]struct{ baseURL, proxy string }{
@@ -480,8 +480,8 @@ func TestTheEgressProxyIsUsed(t *testing.T) {
 	}
 }
 
-// Through a proxy plain http would show it the secret, and whoever listens the
-// proxy's password.
+// Through a proxy plain http would show the secret to it, and the proxy's password to all on
+// the way.
 func TestHTTPTakesNoProxy(t *testing.T) {
 	for _, scheme := range []string{"http", "https", "socks5"} {
 		t.Run(scheme, func(t *testing.T) {
@@ -628,8 +628,8 @@ func readRequest(conn net.Conn) {
 	}
 }
 
-// Whoever writes accounts can have Vault's host open connections: what is told of
-// them must not say what listens there.
+// A writer of accounts can have Vault's host open connections: what is told of them must not
+// say what listens there.
 func TestEveryWayToFailHasOnePhraseAndTellsNothingElse(t *testing.T) {
 	const banner = "SSH-2.0-OpenSSH_9.6"
 	says := func(text string) string {
@@ -670,8 +670,8 @@ func TestEveryWayToFailHasOnePhraseAndTellsNothingElse(t *testing.T) {
 	}{
 		"no name":                            {"https://nowhere.invalid", "", "the host's name was not found", ClassUnreachable, true, "name resolution"},
 		"no name of the proxy":               {target, "http://nowhere.invalid:3128", "the host's name was not found", ClassUnreachable, true, "proxy_url"},
-		"nobody listens":                     {"https://" + closed, "", "no connection", ClassUnreachable, true, "base_url"},
-		"nobody listens, http":               {"http://" + closed, "", "no connection", ClassUnreachable, true, "base_url"},
+		"a closed port":                      {"https://" + closed, "", "no connection", ClassUnreachable, true, "base_url"},
+		"a closed port, http":                {"http://" + closed, "", "no connection", ClassUnreachable, true, "base_url"},
 		"no http proxy listens":              {target, "http://user:proxy-password@" + closed, "no connection", ClassUnreachable, true, "proxy_url"},
 		"no https proxy listens":             {target, "https://user:proxy-password@" + closed, "no connection", ClassUnreachable, true, "proxy_url"},
 		"no socks5 proxy listens":            {target, "socks5://user:proxy-password@" + closed, "no connection", ClassUnreachable, true, "proxy_url"},

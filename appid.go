@@ -613,7 +613,9 @@ func (ap *appid) recall(t *token) {
 		ap.wakeAll()
 		return
 	}
-	if l := ap.leak.Load(); l == nil || newer.end.After(l.End) {
+	// A token of the same epoch that WeChat has replaced since ends well before. One that
+	// replaced another in its first second may seem to end a second earlier.
+	if l := ap.leak.Load(); l == nil || newer.end.Add(clockTolerance).After(l.End) {
 		ap.named(newer, false)
 	}
 	ap.latest = newer

@@ -1165,3 +1165,27 @@ func TestARevocationOfAnOlderBuildIsKept(t *testing.T) {
 		}
 	}
 }
+
+// The token is stored, and the step of the leak response is not. In the second in which the
+// first one was fetched, the next ends no later.
+func TestARevocationMakesNoCallTooManyAfterACrashBetweenItsEntries(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		leaked := m.read("demo")["access_token"].(string)
+		m.sim.Inject(wechatsim.Fault{Kind: "lost", Mode: "forced", Times: 1})
+		m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		time.Sleep(900 * time.Millisecond)
+		m.read("demo")
+		m.close()
+		h := m.history()
+		require.Equal(t, 1, h.Leak.Left)
+		h.Leak.Left, h.Leak.Token = 2, tokenDigest(leaked)
+		h.Leak.End = h.Leak.End.Add(time.Second)
+		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(account1Config()), h))
+		m.open()
+		m.ticks(5)
+		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+		_, effective := m.forcedCalls()
+		require.Equal(t, 2, effective)
+	})
+}

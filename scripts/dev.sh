@@ -179,15 +179,17 @@ EOF
 if [ -n "$simulator" ]; then
 	cat <<EOF
 
-To write the account again, and to ask the simulator whether it accepts the token:
+To write the account under a second name, and to ask the simulator whether it accepts the
+token:
 
     export WECHAT_SECRET=$secret
+    printf %s "\$WECHAT_SECRET" | vault write wechat/config/demo-staging appid=$appid base_url=$base_url secret=-
     curl "$base_url/cgi-bin/getcallbackip?access_token=\$(vault read -field=access_token wechat/token/demo)"
 
 To log a user in without an AppSecret, with a code as wx.login gives one:
 
-    code=\$(curl -s -X POST "$base_url/_sim/accounts/$appid/codes" | sed 's/.*"code":"\([^"]*\)".*/\1/')
-    printf %s "\$code" | vault write wechat/code2session/demo js_code=-
+    JS_CODE=\$(curl -s -X POST "$base_url/_sim/accounts/$appid/codes" | sed 's/.*"code":"\([^"]*\)".*/\1/')
+    printf %s "\$JS_CODE" | vault write wechat/code2session/demo js_code=-
 EOF
 fi
 

@@ -1,467 +1,271 @@
 package wechat
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/logical"
-	"golang.org/x/sync/semaphore"
 
-	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 )
 
-// reloadInterval is how often the background tries to load what storage
-// did not give.
-const reloadInterval = 30 * time.Second
-
-// slowCall is how long a call takes at least that is slow.
-const slowCall = time.Second
-
-var (
-	errUnmounted = errors.New("the mount is being closed")
-	errChanged   = errors.New("the configuration of the account was changed meanwhile: try again")
-)
-
-// common is what the accounts of one mount have in common.
-type common struct {
-	log     hclog.Logger
-	client  *client
-	metrics *metrics
-	events  *events
-
-	// writable tells whether this node may write to storage; where it may not,
-	// it does not call WeChat either.
-	writable func() bool
-
-	// ctx ends when the mount does, and with it every call to WeChat.
-	ctx context.Context
-
-	schedule *wake.Schedule
-	busy     sync.WaitGroup // what runs in the background
-
-	// tend does what is due for an account or a ticket. start sets it, before it starts
-	// the schedule, which alone calls it.
-	tend func(any)
-
-	appids appids
+// held is a credential as an account sees it at one moment. All that is told of it comes
+// from one look, so no answer mixes two states.
+type held struct {
+	*account // nil if the account is not configured
+	st       *state
+	failure  *failure // the last attempt with the account's credentials, if it failed
+	now      kept.Moment
 }
 
-// account is one account in memory.
-//
-// Whatever calls WeChat for an account, or writes to its storage, holds its lock; so
-// at most one call per account is in flight. Whoever wants to hand out its token
-// takes no lock: it asks the state, which is replaced whole, whether the token is
-// servable at that moment.
-type account struct {
-	name string
-	*common
-
-	lock *semaphore.Weighted // held by whoever calls WeChat for it or writes its storage
-	gone bool                // guarded by lock: no longer in the registry
-
-	// quotaCleared is set, without lock, while a wait for the daily quota is to end:
-	// whoever releases the lock sees to that.
-	quotaCleared atomic.Bool
-
-	// needsLoad is set while there is no state although the account is, or may be,
-	// configured: the background loads it again. Guarded by lock.
-	needsLoad bool
-
-	// configUnsure is set while a write of the configuration has failed and storage
-	// could not be asked which of the two it holds: the background asks again. Guarded
-	// by lock.
-	configUnsure bool
-
-	// last is the state that load replaces, which may know more than storage does.
-	// Guarded by lock.
-	last *state
-
-	// overtaken is when a normal call last came to nothing because of a forced call of
-	// another name, by the clock that nobody can set. Guarded by lock.
-	overtaken time.Time
-
-	// joined is the appid of which the account is a member. Guarded by lock.
-	joined *appid
-
-	// state is nil until it was loaded. It is stored under lock, and read
-	// without.
-	state atomic.Pointer[state]
-
-	// generation counts the changes that other nodes made to the account in storage:
-	// a state of an older generation is stale, whenever it was stored.
-	generation atomic.Uint64
-
-	// tickets are those that were used, nil the others. They are read and replaced
-	// without lock; what one of them is for, its own state says.
-	tickets [ticketTypes]atomic.Pointer[accountTicket]
-
-	job wake.Job
-}
-
-func newAccount(c *common, name string) *account {
-	a := &account{name: name, common: c, lock: semaphore.NewWeighted(1)}
-	a.job = wake.Job{Key: a.key, Work: func() { c.tend(a) }}
-	return a
-}
-
-// key says which other accounts the background keeps this one waiting for.
-func (a *account) key() wake.Key {
-	st := a.state.Load()
-	if st == nil {
-		return wake.Key{Kind: "load"}
+// look returns how one of the account's credentials stands. Before the issuer has accepted
+// its credentials, the account sees none: the token is there for the names that have proved
+// that they know the secret.
+func (a *account) look(of slot) held {
+	now := moment()
+	seen := held{account: a, now: now, failure: a.failures[of].Load().by(now)}
+	h := a.holder
+	if of != tokenSlot {
+		h = h.derived[of].Load()
 	}
-	key := wake.Key{Kind: "token", Slow: st.took >= slowCall, Way: st.way}
-	if l := st.appid.leak.Load(); l != nil && l.Turn == a.name {
-		key.Kind = "leak response"
+	if h != nil && a.admitted() {
+		seen.st = h.current(now)
 	}
-	return key
+	if seen.st == nil {
+		seen.st = &state{}
+	}
+	return seen
 }
 
-// wake has the background look at the account now.
-func (a *account) wake() { a.schedule.Set(&a.job, wallClock()) }
+// settled reports whether a reader is answered from memory, with the credential or with an
+// error that is remembered.
+func (seen held) settled() bool {
+	return seen.st.Servable(seen.now, seen.failure.kept()) ||
+		!seen.st.Usable(seen.now) && seen.st.Waits(seen.now, seen.failure.kept())
+}
 
-// version tells states of different contents of storage apart, as far as other nodes
-// change it.
-func (a *account) version(ap *appid) uint64 { return a.generation.Load() + ap.stale.Load() }
-
-// current returns what is known of the account, nil if it has to be loaded. What was
-// noted before the clock was set back is checked anew at each call, until the lock's
-// next holder replaces it.
-func (a *account) current() *state {
-	st := a.state.Load()
-	if st == nil || st.version != a.version(st.appid) {
+// err is why a reader gets no credential, nil if it gets one.
+func (seen held) err() error {
+	switch f := seen.failure; {
+	case seen.st.Usable(seen.now):
 		return nil
+	case f == nil && !seen.st.Doubted.IsZero():
+		return &problem{Rule: ruleBusy} // a forced call has begun meanwhile
+	case f == nil:
+		return errTooSlow
+	case !seen.st.Waits(seen.now, f.kept()):
+		return f.problem
 	}
-	present := era()
-	if now := wallClock(); st.era != era() {
-		st.appid.clockSetBack(now)
-		return st.recheck(now, present)
-	}
-	return st
+	return seen.told()
 }
 
-// setState replaces the state. The caller holds the lock.
-func (a *account) setState(st *state) {
-	a.last, a.needsLoad = nil, false
-	a.state.Store(st)
+// told is the failure as an answer from memory, with the time of the next attempt.
+func (seen held) told() *problem {
+	f, next := seen.failure, seen.failure.Next
+	if at := seen.st.Next(f.kept()); at.Before(next) {
+		next = at
+	}
+	if !seen.now.Wall.Before(next) {
+		next = f.At.Add(seen.apart()) // see recent
+	}
+	return f.Remembered(f.At, next)
 }
 
-// forget drops the state of an account that is, or may be, configured: until it
-// is loaded again the background keeps trying to. The caller holds the lock.
-func (a *account) forget() {
-	if st := a.state.Load(); st != nil {
-		a.last = st
-	}
-	a.needsLoad = true
-	a.state.Store(nil)
-}
+// ttl returns after how many seconds the reader should come again.
+func (seen held) ttl() int64 { return seen.st.TTL(seen.now, seen.cfg.MaxTTL) }
 
-// remove drops all that is in memory of an account that is not configured. The
-// caller holds the lock.
-func (a *account) remove() {
-	a.setState(nil)
-	a.forgetTickets()
-	if a.joined != nil {
-		a.appids.leave(a.joined, a.name)
-		a.joined = nil
-	}
-}
+// errTooSlow says that a credential ended before it could be handed out.
+var errTooSlow = &problem{Rule: ruleStorage, Detail: "storing the token took longer than its life"}
 
-// join makes the account a member of the appid of its configuration, and of no other.
-// The caller holds the lock.
-func (a *account) join(cfg *config) *appid {
-	ap := a.appids.join(cfg, a.name, a.wake)
-	if a.joined != nil && a.joined != ap {
-		a.appids.leave(a.joined, a.name)
-	}
-	a.joined = ap
-	return ap
-}
-
-// load reads the account and its token from storage, and returns the state made
-// of them, nil if the account is not configured. What memory knew and storage could
-// not be told is kept. A state that a change in storage overtook is good for this
-// request only. The caller holds the lock.
-func (a *account) load(ctx context.Context, s logical.Storage) (*state, error) {
-	a.forget()
-	generation := a.generation.Load()
-	cfg, err := loadConfig(ctx, s, a.name)
-	if err != nil {
-		return nil, err
-	}
-	if cfg == nil {
-		a.remove()
-		return nil, nil
-	}
-	a.configUnsure = false
-	ap := a.join(cfg)
-	stale := ap.stale.Load()
-	if err := ap.load(ctx, s); err != nil {
-		return nil, err
-	}
-	tok, err := readToken(ctx, s, a.name)
-	if err != nil {
-		return nil, err
-	}
-	st := newState(cfg, ap, tok, randomFraction())
-	if a.last.sameAccount(cfg) {
-		st = st.remember(a.last)
-		// What memory remembers may be of credentials that were never stored.
-		st.accepted = st.token != nil && st.token.Credentials == cfg.Credentials
-	}
-	if st.token != nil {
-		ap.recall(st.token)
-		present := era()
-		if now := wallClock(); st.token.liesAhead(now) { // the clock was set back since
-			ap.clockSetBack(now)
-			st = st.recheck(now, present)
-			st.ends = time.Now() // when it really ends WeChat has to tell
+// refresh asks the issuer, unless another reader does. It waits for that reader's call no
+// longer than request_timeout, and for none if there is a credential to go on with.
+func (a *account) refresh(ctx context.Context, s logical.Storage, h *holder) error {
+	if !h.tryAcquire() {
+		// The attempt before this one failed, so the next may hang as well.
+		if seen := a.look(h.slot); seen.failure != nil && seen.st.Usable(seen.now) {
+			return nil
+		}
+		if err := h.acquire(ctx, a.cfg.RequestTimeout); err != nil {
+			return err
 		}
 	}
-	for _, r := range ap.guards.leaks {
-		st.adopt(r, a.name)
+	defer h.release()
+	if _, err := h.load(ctx, s); err != nil {
+		return err
 	}
-	st.version = generation + stale
-	a.setState(st)
-	return st, nil
+	if seen := a.look(h.slot); seen.settled() {
+		return seen.err()
+	}
+	return h.refresh(ctx, s, a)
 }
 
-// reload brings memory in line with storage after a write failed. If storage
-// cannot be read either, the background tries again.
-func (a *account) reload(ctx context.Context, s logical.Storage) {
-	if _, err := a.load(ctx, s); err != nil {
-		a.log.Error("the account cannot be read from storage", "account", a.name, "error", err)
+// joinWithin is join for a caller that does not hold the lock.
+func (a *account) joinWithin(ctx context.Context, s logical.Storage, patience time.Duration, g kept.Grant, before *state, was kept.State, counted bool) error {
+	if err := a.holder.acquire(ctx, patience); err != nil {
+		return err
 	}
+	defer a.holder.release()
+	return a.join(ctx, s, g, before, was, counted)
 }
 
-// reloadSame is reload for an account that stays the one whose state is st, whatever
-// storage holds: if that cannot be read, st is served on. The caller holds the lock.
-func (a *account) reloadSame(ctx context.Context, s logical.Storage, st *state) {
-	if a.reload(ctx, s); a.state.Load() != nil || !a.needsLoad {
-		return
-	}
-	kept := *st
-	kept.config = &atomic.Pointer[config]{} // it is to be read anew
-	kept.accepted = false                   // which credentials storage holds is not known
-	a.setState(&kept)
-	a.configUnsure = true
-}
-
-// publish makes next the account's state after it was stored, as far as storage
-// differs: its token unless that is the stored one, and the history of its appid. If
-// storage does not take it, what WeChat has answered is served all the same, and the
-// background goes on trying to store it. The caller holds the lock.
-func (a *account) publish(ctx context.Context, s logical.Storage, next *state, stored *token) *state {
-	published := *next
-	var err error
-	if a.ctx.Err() == nil { // another instance of the mount may be at work already
-		if next.token != nil {
-			err = storeToken(ctx, s, a.name, stored, next.token)
-		}
-		if a.ctx.Err() == nil { // the token may have taken its time
-			err = errors.Join(err, next.appid.save(ctx, s))
-		}
-	}
-	if a.ctx.Err() != nil {
-		_ = a.removeOrphan(ctx, s) // what was written late must not outlive the account
-	}
-	if published.unstored = nil; err != nil {
-		published.unstored = next.unstored.after(storageProblem(err), wallClock())
-		if next.unstored == nil {
-			a.log.Error("what WeChat answered cannot be stored: it is served from memory, and tried to be stored again", "account", a.name, "error", err)
-		}
-	}
-	changed := published.token != nil && !cmp.Or(a.state.Load(), a.last).sameToken(&published)
-	a.setState(&published)
-	if changed {
-		a.events.send(eventTokenRotate, tokenPrefix, a.name, "expire_time", timestamp(published.token.ExpireTime))
-	}
+// try makes the first call with the account's credentials. If the issuer accepts them, join is
+// to follow, with the holder's state from before the call. The caller holds the door's lock,
+// and not the holder's: credentials that prove wrong delay no other name.
+func (a *account) try(ctx context.Context, s logical.Storage) (g kept.Grant, before *state, err error) {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	before, begun := a.holder.state.Load(), moment()
+	in, err := a.holder.prepare(ctx, s, a, "")
 	if err == nil {
-		a.tellRevoked(next.appid)
+		g, err = a.holder.issuer.fetch(a.ctx, a.client, a.cfg.endpoint(false), in)
 	}
-	return &published
+	switch {
+	case a.ctx.Err() != nil:
+		return g, before, errUnmounted
+	case errors.Is(err, errChanged):
+		return g, before, err
+	case err != nil:
+		a.metrics.refreshes["failed"].Inc()
+		return g, before, a.failed(a.holder, err, begun)
+	}
+	a.holder.hear(g)
+	return g, before, nil
 }
 
-// tellRevoked tells of a leak response that is complete, once storage has it.
-func (a *account) tellRevoked(ap *appid) {
-	ap.mu.Lock()
-	by := ap.revoked
-	ap.revoked = ""
-	ap.mu.Unlock()
-	if by != "" {
-		a.log.Info("revocation complete", "account", by)
-		a.events.send(eventRevocationComplete, statusPrefix, by)
+// join makes the account one of those that share the token, after the issuer accepted its
+// credentials with the answer g.
+//
+// before is the holder's state from before that call. If it has changed, another call was
+// made meanwhile, and which of the two answers is the later one is not known: the issuer is
+// asked again. was is the account's token at another holder until now; if it is the same
+// token, its times stay. counted says that the call counts as a refresh, and is no trial of
+// a configuration. The caller holds the holder's lock.
+func (a *account) join(ctx context.Context, s logical.Storage, g kept.Grant, before *state, was kept.State, counted bool) error {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	h := a.holder
+	if a.replaced.Load() {
+		return errChanged
 	}
-}
-
-// removeOrphan removes a token and tickets without their configuration, or of an
-// account that this name no longer stands for. It looks only at what is in storage. The
-// caller holds the lock, or is the last to write for a mount that is closed.
-func (a *account) removeOrphan(ctx context.Context, s logical.Storage) error {
-	owners, err := a.owners(ctx, s)
-	if err != nil || len(owners) == 0 {
-		return err
-	}
-	cfg, err := loadConfig(ctx, s, a.name)
+	st, err := h.load(ctx, s)
 	if err != nil {
 		return err
 	}
-	for key, owner := range owners {
-		if cfg != nil && cfg.ID == owner {
-			continue
+	if st != before {
+		return h.refresh(ctx, s, a)
+	}
+	if st.Value == "" && was.Value != "" {
+		moved := *st
+		if moved.State = was; was.Value != g.Value {
+			moved.Value = "" // only that its time is another one
 		}
-		a.log.Info("removing what an unfinished change left behind", "account", a.name, "entry", key)
-		if err := s.Delete(ctx, key); err != nil {
-			return err
-		}
+		h.state.Store(&moved)
+	}
+	changed, outside := h.take(ctx, s, a, g)
+	if counted || outside {
+		h.metrics.refreshed(changed, outside)
 	}
 	return nil
 }
 
-// owners returns, for what storage holds besides the configuration of an account, the
-// config.ID that it belongs to.
-func (a *account) owners(ctx context.Context, s logical.Storage) (map[string]string, error) {
-	owners := map[string]string{}
-	tok, err := readToken(ctx, s, a.name)
-	if err != nil {
-		return nil, err
-	}
-	if tok != nil {
-		owners[storageKey(tokenPrefix, a.name)] = tok.AccountID
-	}
-	for kind := range ticketTypes {
-		t, err := readTicket(ctx, s, kind, a.name)
-		if err != nil {
-			return nil, err
-		}
-		if t != nil {
-			owners[ticketKey(kind, a.name)] = t.AccountID
-		}
-	}
-	return owners, nil
-}
-
-func (a *account) newTicket(kind ticketType, way string) *accountTicket {
-	t := &accountTicket{name: a.name, kind: kind, way: way, lock: semaphore.NewWeighted(1)}
-	t.job = wake.Job{Key: t.key, Work: func() { a.tend(t) }}
-	return t
-}
-
-// ticket returns the account's ticket of a type in memory, where it puts it if need be.
-func (a *account) ticket(kind ticketType, way string) *accountTicket {
-	for {
-		if t := a.tickets[kind].Load(); t != nil {
-			return t
-		}
-		a.tickets[kind].CompareAndSwap(nil, a.newTicket(kind, way))
-	}
-}
-
-// forgetTickets drops the tickets from memory. Who is busy with one does not get what
-// comes of it into memory or storage again.
-func (a *account) forgetTickets() {
-	for kind := range ticketTypes {
-		a.forgetTicket(kind)
-	}
-}
-
-func (a *account) forgetTicket(kind ticketType) {
-	if t := a.tickets[kind].Swap(nil); t != nil {
-		a.schedule.Set(&t.job, time.Time{})
-	}
-}
-
-// renewTickets ends the waits of tickets for failures that were mended, also for one with
-// which a call in the air is yet to end: each ticket goes on as another one, for which
-// what such a call brings does not count. way is the account's from now on.
-func (a *account) renewTickets(way string, mended func(*problem) bool) {
-	for kind := range ticketTypes {
-		t := a.tickets[kind].Load()
-		if t == nil {
-			continue
-		}
-		now, next := wallClock(), a.newTicket(kind, way)
-		next.used.Store(t.used.Load())
-		at := time.Time{}
-		if ts := t.state.Load(); ts != nil {
-			if ts.failure != nil && mended(ts.failure.problem) {
-				ts = ts.retried(now)
-			}
-			next.state.Store(ts)
-			at = ts.wake()
-		}
-		if a.tickets[kind].CompareAndSwap(t, next) {
-			a.schedule.Set(&t.job, time.Time{})
-			a.schedule.Set(&next.job, at)
-		}
-	}
-}
-
-// recheckTickets has the tickets compared at once after the clock was set back to now.
-func (a *account) recheckTickets(now time.Time) {
-	for kind := range ticketTypes {
-		t := a.tickets[kind].Load()
-		if t == nil {
-			continue
-		}
-		t.used.Store(min(t.used.Load(), now.Unix()))
-		if ts := t.state.Load(); ts != nil && t.state.CompareAndSwap(ts, ts.recheck(now)) {
-			a.schedule.Set(&t.job, now)
-		}
-	}
-}
-
-// endQuotaWait ends the account's wait if its quota was cleared. The caller holds the
-// lock.
-func (a *account) endQuotaWait() {
-	if !a.quotaCleared.Swap(false) {
-		return
-	}
-	if st := a.state.Load(); st != nil && st.failure != nil && isQuota(st.failure.problem) {
-		next := *st
-		next.failure = nil
-		a.setState(&next)
-	}
-	if a.joined != nil {
-		if l := a.joined.leak.Load(); l != nil && l.quota {
-			a.joined.changeLeak((*leak).mended)
-		}
-	}
-}
-
-// removeTickets removes the tickets from storage. The caller holds the lock.
-func (a *account) removeTickets(ctx context.Context, s logical.Storage) error {
-	for kind := range ticketTypes {
-		// To look first costs less than to write for nothing.
-		key := ticketKey(kind, a.name)
-		entry, err := s.Get(ctx, key)
-		if err == nil && entry != nil {
-			err = s.Delete(ctx, key)
-		}
-		if err != nil {
+// reported asks the issuer about a token that an application reported, unless the answer is
+// known. If the issuer stands by the token, the report is counted. The caller holds the
+// holder's lock.
+func (a *account) reported(ctx context.Context, s logical.Storage, rejected string, isAnother func(held) bool) error {
+	switch seen := a.look(tokenSlot); {
+	case a.replaced.Load():
+		return errChanged
+	case seen.st.Usable(seen.now) && isAnother(seen):
+		return nil
+	case seen.st.Waits(seen.now, seen.failure.kept()), seen.recent():
+		return seen.told()
+	case seen.st.Usable(seen.now) && seen.failure == nil && seen.now.Wall.Sub(seen.st.Answered) < seen.apart():
+	default:
+		if err := a.holder.refresh(ctx, s, a); err != nil {
 			return err
 		}
+	}
+	seen := a.look(tokenSlot)
+	if err := seen.err(); err != nil {
+		return err
+	}
+	if !isAnother(seen) && (rejected == "" || seen.st.is(rejected)) {
+		a.stoodBy(seen)
 	}
 	return nil
 }
 
-// configOf reads the configuration that belongs to a state. The caller holds the lock.
-func (a *account) configOf(ctx context.Context, s logical.Storage, st *state) (*config, error) {
-	cfg, err := loadConfig(ctx, s, a.name)
-	if err == nil && !st.sameAccount(cfg) {
-		a.forget() // another node changed it
-		return nil, errChanged
-	}
-	return cfg, err
+// recent reports whether the last attempt failed so shortly ago that a report is answered
+// from it. A failure that is to be tried again at once does not count.
+func (seen held) recent() bool {
+	f := seen.failure
+	return f != nil && f.Next.After(f.At) && seen.now.Wall.Sub(f.At) < seen.apart()
 }
 
-// detached detaches ctx from the request: what was begun with WeChat is finished
-// even if the caller goes away. It may ask more than once, and use storage.
-func detached(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), 2*storageTimeout+4*maxRequestTimeout)
+// stoodBy counts a report of a token that the issuer stands by. The caller holds the
+// holder's lock.
+func (a *account) stoodBy(seen held) {
+	if seen.st.rejections == 0 {
+		a.log.Warn(a.holder.platform.title+" still accepts a token that an application reported as rejected", "account", a.name, "appid", a.cfg.AppID)
+	}
+	next := *seen.st
+	next.rejections++
+	next.lastRejection = seen.now.Wall
+	a.holder.state.Store(&next)
 }
+
+// trouble returns what last_error shows: the failure of the last attempt, else that of
+// storage, else nil.
+func (seen held) trouble() *failure {
+	if seen.failure != nil {
+		return seen.failure
+	}
+	return seen.st.unstored
+}
+
+// health is how the credential stands, in one word.
+func (seen held) health() string {
+	switch {
+	case seen.st.Value == "" && seen.failure == nil:
+		return statePending
+	case !seen.st.Usable(seen.now):
+		return stateFailing
+	case seen.trouble() != nil:
+		return stateDegraded
+	}
+	return stateHealthy
+}
+
+// nextAttempt returns when the engine acts next by itself.
+func (seen held) nextAttempt() time.Time {
+	return earliest(seen.st.Next(seen.failure.kept()), seen.st.unstored.nextTime())
+}
+
+// revoking reports whether a leak of the account's token is being answered. It may be a
+// response that the account brings along from another base_url: that goes on once the issuer
+// has accepted the account there.
+func (a *account) revoking() bool {
+	if st := a.holder.state.Load(); a.admitted() {
+		return st.Leak != nil
+	}
+	return a.cfg.Leak.Left > 0 && (a.moved != nil || wallClock().Sub(a.cfg.Leak.Requested) < leakAge)
+}
+
+// apart is the least time between two calls for the token while nothing is wrong.
+func (seen held) apart() time.Duration { return seen.holder.issuer.policy(seen.cfg).Apart }
+
+// forcible reports whether the account's token is replaced on demand.
+func (seen held) forcible() bool { return seen.holder.issuer.limits.perDay > 0 }
+
+// budget returns how many forced refreshes the account may still make today. Before the
+// issuer has accepted its credentials, it does not learn of those of other names.
+func (seen held) budget() int { return seen.holder.issuer.limits.left(seen.st.Forced, seen.now.Wall) }
+
+// The states of an account.
+const (
+	statePending  = "pending"  // no token was ever fetched
+	stateHealthy  = "healthy"  // the token holds and the last attempt succeeded
+	stateDegraded = "degraded" // the token holds, but the last attempt failed or storage does
+	stateFailing  = "failing"  // there is no valid token
+)

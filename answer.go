@@ -3,21 +3,9 @@ package wechat
 import (
 	"time"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
-
-// tokenAnswer is WeChat's answer: a token and what is left of its life.
-type tokenAnswer struct {
-	token    string
-	asked    time.Time     // when the request was sent: the life left counts from here at the latest
-	answered time.Time     // when the answer was read
-	lifetime time.Duration // whole seconds, 1 s to maxLifetime
-
-	// era is that of the clock when the request was sent, and ends the token's end by
-	// the steady clock.
-	era  int64
-	ends time.Time
-}
 
 // session is what a mini program's login code was worth.
 type session struct {
@@ -42,21 +30,21 @@ type userToken struct {
 var secretFields = []string{"access_token", "refresh_token", "session_key", "ticket", "openid", "unionid"}
 
 // parseToken reads the answer of stable_token.
-func parseToken(e upstream.Envelope) (*tokenAnswer, *problem) {
-	got := &tokenAnswer{lifetime: maxLifetime}
-	if p := e.Values(map[string]*string{"access_token": &got.token}); p != nil {
-		return nil, p
+func parseToken(e upstream.Envelope) (kept.Grant, *problem) {
+	got := kept.Grant{Life: maxLifetime}
+	if p := e.Values(map[string]*string{"access_token": &got.Value}); p != nil {
+		return got, p
 	}
 	expiresIn, _, ok := e.Number("expires_in")
 	switch {
-	case got.token == "":
-		return nil, upstream.Undocumented("it holds no access_token")
+	case got.Value == "":
+		return got, upstream.Undocumented("it holds no access_token")
 	case !ok:
-		return nil, upstream.Undocumented("expires_in is not a whole number")
+		return got, upstream.Undocumented("expires_in is not a whole number")
 	case expiresIn <= 0:
-		return nil, upstream.Undocumented("expires_in is %d", expiresIn)
+		return got, upstream.Undocumented("expires_in is %d", expiresIn)
 	case expiresIn < int64(maxLifetime/time.Second):
-		got.lifetime = time.Duration(expiresIn) * time.Second
+		got.Life = time.Duration(expiresIn) * time.Second
 	}
 	return got, nil
 }
@@ -107,13 +95,13 @@ func parseUserToken(e upstream.Envelope) (*userToken, *problem) {
 
 // parseTicket reads the answer of getticket. Its expires_in says nothing: it is always
 // the same.
-func parseTicket(e upstream.Envelope) (string, *problem) {
-	var got string
-	if p := e.Values(map[string]*string{"ticket": &got}); p != nil {
-		return "", p
+func parseTicket(e upstream.Envelope) (kept.Grant, *problem) {
+	got := kept.Grant{Life: ticketGrace}
+	if p := e.Values(map[string]*string{"ticket": &got.Value}); p != nil {
+		return got, p
 	}
-	if got == "" {
-		return "", upstream.Undocumented("it holds no ticket")
+	if got.Value == "" {
+		return got, upstream.Undocumented("it holds no ticket")
 	}
 	return got, nil
 }

@@ -1,29 +1,42 @@
-// Package wechat is a secrets engine for HashiCorp Vault that keeps WeChat's
-// stable access tokens: an operator writes an account's AppID and AppSecret
-// once, applications read its current token. docs/design.md has the ideas; the files
-// are best read in this order, in which each uses only those before it:
+// Package wechat is a secrets engine for HashiCorp Vault: an operator writes an account's
+// AppID and AppSecret once, applications read its access token.
 //
-//	limits.go, clock.go, random.go  what WeChat documents in numbers; the wall clock, how times are shown; all randomness
-//	errcode.go, answer.go, client.go  what WeChat's codes mean, its answers, and its calls; internal/upstream makes them
-//	metrics.go            the counters of what happens
-//	events.go             what the host is told of
-//	storage.go            keys, names, versioned entries, the write-ahead log's kinds
-//	config.go, token.go   an account as it is stored; a token as it is stored
-//	leak.go               a leak response as it is stored, and what counts for it
-//	guard.go              the record of a forced call that a late write must not undo
-//	appid.go              what the names of one AppID share: epoch, history, members
-//	state.go              what memory knows of an account: servable, due, ttl, health
-//	ticket.go             a ticket as it is stored, and what memory knows of it
-//	account.go            one account in memory: its lock, loading, storing
-//	keeper.go             the registry of accounts
-//	refresh.go            reads, reports and normal calls
-//	tickets.go            a ticket is used, fetched with the account's token, compared
-//	rotation.go, revoke.go  one forced call; what follows the first of a leak response
-//	change.go             configure and delete
-//	background.go         load, maintain, tick, stop
-//	quota.go              what a cleared quota ends
-//	logins.go             logins and clearings of quotas, apart from tokens
-//	backend.go, replication.go, paths.go, path_*.go  Vault's side
+// A reader of token/:name gets a token that the issuer accepts. Four rules keep it from
+// ever being a dead one:
+//
+//   - A token belongs to its appid. All names of an appid whose credentials WeChat has
+//     accepted share one holder, with one lock, one state and one record in storage, so no
+//     name voids a token that another serves.
+//   - The holder replaces the token before it ends, while the issuer accepts the old one
+//     and the new one. Readers take the state from memory and wait for no lock.
+//   - A forced refresh voids the token at once. The holder first stores a new fence, and
+//     hands a token out only if the issuer has named it under the fence of now.
+//   - What the issuer answered is in storage before a reader sees it, so a crash at any
+//     moment leaves a record that is true or in doubt, and what is in doubt is asked for. An
+//     answer that storage does not take is served from memory: a crash then costs one call.
+//
+// docs/design.md has the reasons. The files, from the read inwards; each uses only those
+// after it:
+//
+//	backend.go, replication.go, paths.go, path_*.go  Vault's side: parse, ask, shape
+//	logins.go               logins and clearings of quotas, apart from tokens
+//	background.go, upgrade.go  start, load, tick, sweep, stop; what earlier builds left
+//	rotate.go, change.go    a forced refresh is asked for; a configuration is written or deleted
+//	read.go                 reads and reports, by name
+//	keeper.go               names, their doors, and the holders behind them
+//	maintain.go, forced.go  what is due for a holder; forced refreshes, and leak responses made of them
+//	account.go              a name's view of its credentials: looked at, fetched, reported
+//	fetch.go                a normal call, and what its answer changes
+//	stored.go               the holder's record: loaded, written, left by names, removed
+//	holder.go               one credential: its lock, its state, its accounts, its next wake-up
+//	guard.go, older.go      the note of a forced call that a late write must not undo; earlier builds' entries
+//	leak.go, record.go      the budget of forced calls and the pace of a leak response; the record and its state
+//	platforms.go, weixin.go, platform.go  the table of platforms; WeChat; what a platform and an issuer are
+//	config.go, storage.go   an account as stored; keys, names, versioned entries
+//	events.go, metrics.go   what the host is told of; what is counted
+//	client.go, answer.go    WeChat's calls and answers, over internal/upstream
+//	failure.go, errcode.go  an attempt that failed, and its backoff; what WeChat's codes mean
+//	random.go, clock.go, limits.go  all randomness; the clocks; what WeChat documents in numbers
 package wechat
 
 import (
@@ -62,7 +75,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c *client) (*b
 		BackendType:    logical.TypeLogical,
 		RunningVersion: Version,
 		PathsSpecial: &logical.Paths{
-			SealWrapStorage: []string{configPrefix, tokenPrefix, ticketPrefix},
+			SealWrapStorage: []string{configPrefix, heldPrefix},
 			LocalStorage:    []string{framework.WALPrefix},
 		},
 		// The framework looks for the first pattern that matches: the hot path
@@ -119,8 +132,7 @@ func (b *backend) invalidate(key string) {
 }
 
 // walMinAge is the age at which Vault hands an entry of the write-ahead log to
-// rollback. It only spares work: rollback leaves alone an account whose lock is held, and
-// a revocation that the background has in hand.
+// rollback. It only spares work: rollback leaves a holder alone whose lock is held.
 const walMinAge = 10 * time.Second
 
 // rollback finishes what an entry of the write-ahead log announced. Vault calls it for
@@ -133,25 +145,24 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, kind strin
 	storage := b.keeper.metrics.watched(req.Storage)
 	switch kind {
 	case walChange:
-		var c change
-		if err := decodeWAL(data, &c); err != nil {
-			return err
-		}
-		return b.keeper.reconcile(ctx, storage, c.Name)
+		return rollBack(data, func(c *change) error { return b.keeper.reconcile(ctx, storage, c) })
+	case walGuard:
+		return rollBack(data, func(g *guard) error { return b.keeper.settle(ctx, storage, g) })
 	case walRevocation:
-		var r olderLeak
-		if err := decodeWAL(data, &r); err != nil {
-			return err
-		}
-		return b.keeper.adopt(ctx, storage, r)
+		return rollBack(data, func(l *olderLeak) error { return b.keeper.adoptLeak(ctx, storage, l) })
 	case walForced:
-		var g guard
-		if err := decodeWAL(data, &g); err != nil {
-			return err
-		}
-		return b.keeper.settle(ctx, storage, &g)
+		return nil // what it guarded is read no more
 	}
 	return fmt.Errorf("the write-ahead log holds an entry of the unknown kind %q: was it written by a newer version of the plugin?", kind)
+}
+
+// rollBack hands the data of an entry to what finishes it.
+func rollBack[T any](data any, finish func(*T) error) error {
+	var entry T
+	if err := decodeWAL(data, &entry); err != nil {
+		return err
+	}
+	return finish(&entry)
 }
 
 // tick is called by Vault once a minute, with locks held that stall seal and

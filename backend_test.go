@@ -43,7 +43,7 @@ func TestAnAccountGoesInAndItsTokenComesOut(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, time.UTC, at.Location())
 		}
-		require.Equal(t, []string{"config/demo", "token/demo"}, m.stored(), "nothing else is left in storage")
+		require.Equal(t, []string{"config/demo", historyKey(account1Config())}, m.stored(), "nothing else is left in storage")
 	})
 }
 
@@ -53,7 +53,7 @@ func TestTheFactoryOnlyWires(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, logical.TypeLogical, b.Type())
 	require.Equal(t, Version, b.(*backend).PluginVersion().Version)
-	require.Equal(t, []string{"config/", "token/", "ticket/"}, b.SpecialPaths().SealWrapStorage)
+	require.Equal(t, []string{"config/", "held/"}, b.SpecialPaths().SealWrapStorage)
 	b.Cleanup(t.Context())
 }
 
@@ -176,11 +176,10 @@ func TestAnotherNodesChangeIsSeen(t *testing.T) {
 
 		// Another node stores another token; this one reads on from memory until
 		// it is told.
-		var tok token
-		require.NoError(t, mustGet(m, "token/demo").DecodeJSON(&tok))
-		tok.AccessToken = m.sim.ForceOutside(testAppID)
-		require.NoError(t, writeEntry(t.Context(), m.storage, "token/demo", &tok))
-		m.InvalidateKey(t.Context(), "token/demo")
+		r := m.history()
+		r.Value = m.sim.ForceOutside(testAppID)
+		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(account1Config()), r))
+		m.InvalidateKey(t.Context(), historyKey(account1Config()))
 		require.NotEqual(t, first["access_token"], m.read("demo")["access_token"])
 
 		require.NoError(t, m.storage.Delete(t.Context(), "config/demo"))
@@ -208,16 +207,16 @@ func TestALoadInFlightDoesNotPutBackWhatIsStale(t *testing.T) {
 		// While the account is loaded, another node changes it: after its
 		// configuration was read here, before its token is.
 		m.storage.failing(func(op, key string) error {
-			if op == "get" && key == "token/demo" {
+			if op == "get" && key == historyKey(account1Config()) {
 				m.keeper.invalidate("config/demo")
 			}
 			return nil
 		})
 		m.read("demo")
 		m.storage.failing(nil)
-		require.Nil(t, m.keeper.lookup("demo").current(), "the stale state was kept")
+		require.Nil(t, m.keeper.known("demo"), "the stale state was kept")
 		m.read("demo")
-		require.NotNil(t, m.keeper.lookup("demo").current())
+		require.NotNil(t, m.keeper.known("demo"))
 	})
 }
 

@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -16,37 +17,30 @@ const (
 	// loaders is how many accounts are loaded at a time after a start.
 	loaders = 8
 
-	// startHoldOff is the time between a start and the first call from the
-	// background: Vault opens storage for writing only when all mounts are up.
+	// startHoldOff is the time between a start and the first call from the background:
+	// Vault opens storage for writing only when all mounts are up.
 	startHoldOff = 2 * time.Second
 )
 
-// start begins the work in the background: it loads all accounts, so that their
-// tokens are replaced without any reader, and then wakes them when they are
-// due. It returns at once; a second call does nothing.
+// start begins the work in the background: it loads all accounts, so that tokens are
+// replaced before a reader comes, and wakes them when they are due. It returns at once. A
+// second call does nothing.
 func (k *keeper) start(s logical.Storage) {
 	k.started.Do(func() {
 		holdOff := time.Now().Add(startHoldOff)
-		k.tend = func(due any) {
-			switch due := due.(type) {
-			case *account:
-				k.maintain(s, due)
-			case *accountTicket:
-				k.maintainTicket(s, due)
-			}
-		}
+		k.storage = s
 		k.busy.Go(func() { k.events.run(k.ctx) })
 		k.busy.Go(func() {
 			k.loadAll(s)
 			close(k.loaded)
 			time.AfterFunc(time.Until(holdOff), k.schedule.Start)
-			k.sweepHistories(s)
+			k.sweepDaily(s)
 		})
 	})
 }
 
-// loadAll brings every account into memory. It goes on until storage has given
-// their list, or the mount is closed.
+// loadAll brings every account into memory. It asks storage for their list until it gets
+// it, or the mount is closed.
 func (k *keeper) loadAll(s logical.Storage) {
 	var names []string
 	for n := 1; ; n++ {
@@ -75,119 +69,52 @@ func (k *keeper) loadAll(s logical.Storage) {
 	k.log.Debug("accounts loaded", "accounts", len(names))
 }
 
-// loadOne loads an account. If its lock is held it waits for that, and keeps no other
-// account waiting.
+// loadOne loads an account. If its door is busy, the background looks at it later.
 func (k *keeper) loadOne(s logical.Storage, name string) {
-	load := func(a *account) {
-		defer k.release(a)
-		if a.current() == nil {
-			a.reload(k.ctx, s)
-		}
-	}
-	if a := k.tryAcquire(name); a != nil {
-		load(a)
+	d := k.tryAcquire(name)
+	if d == nil {
+		d = k.enter(name)
+		d.unsure.Store(true) // the caller that has the lock may not load it
+		d.reschedule()
 		return
 	}
-	k.busy.Go(func() {
-		if a, err := k.acquire(k.ctx, name); err == nil {
-			load(a)
-		}
-	})
+	defer d.release()
+	if _, err := d.load(k.ctx, s); err != nil && k.ctx.Err() == nil {
+		d.log.Error("the account cannot be read from storage", "account", name, "error", err)
+	}
 }
 
-// maintain does what is due for an account, from the background.
-func (k *keeper) maintain(s logical.Storage, a *account) {
-	if !a.lock.TryAcquire(1) {
-		// Whoever holds it may have set the schedule already.
-		k.schedule.Set(&a.job, wallClock().Add(time.Second))
-		return
-	}
-	defer k.release(a)
-	if a.gone {
-		return
-	}
-	st := a.current()
-	if st == nil {
-		a.reload(k.ctx, s)
-		return
-	}
-	if a.configUnsure {
-		a.reloadSame(k.ctx, s, st)
-		if st = a.current(); st == nil {
-			return
-		}
-	}
-	if l := st.appid.answersLeak(a.name, st.accepted); l != nil && !wallClock().Before(l.due()) {
-		k.answerLeak(s, a, st, l)
-		return
-	}
-	a.maintain(s, st)
-}
-
-// maintain stores what could not be stored, and asks WeChat if that is due. The
-// caller holds the lock.
-func (a *account) maintain(s logical.Storage, st *state) {
-	now := wallClock()
-	if st.unstored != nil && !now.Before(st.unstored.next) {
-		ctx, cancel := detached(a.ctx)
-		defer cancel()
-		st = a.publish(ctx, s, st, nil)
-	}
-	if at := st.nextAttempt(); at.IsZero() || now.Before(at) {
-		return
-	}
-	// Its error is in the state, or the account is no longer there, or a forced call of
-	// another name is in the air: nobody is kept from the lock by waiting for that, and
-	// its end wakes the account.
-	_, _ = a.refresh(a.ctx, s, st)
-}
-
-// tick is called once a minute. It drops what nobody uses any more, gives the
-// background the push that its timer does not give while the machine is suspended, and
-// looks whether the clock was set back meanwhile: all times that are remembered are
-// then too late, and WeChat is asked how long each token still lives.
+// tick is called once a minute. It drops connections and holders that are used no more, and
+// wakes what became due while the machine was suspended, when timers stand still. If the wall
+// clock was set back since, each issuer is asked how long its credentials still live.
 func (k *keeper) tick() {
 	k.client.Tidy()
+	k.dropHolders()
 	k.schedule.Sweep()
-	now := wallClock()
+	now := moment()
 	k.mu.Lock()
-	var all []*account
-	if present := era(); k.era != present && k.ctx.Err() == nil {
-		k.era = present
-		all = slices.Collect(maps.Values(k.accounts))
+	var all []*door
+	if k.era != now.Era && k.ctx.Err() == nil {
+		k.era = now.Era
+		all = slices.Collect(maps.Values(k.doors))
 	}
 	k.mu.Unlock()
 	if len(all) == 0 {
 		return
 	}
-	k.log.Warn("the clock was set back: WeChat is asked about every token", "accounts", len(all))
-	k.busy.Go(func() {
-		var group errgroup.Group
-		group.SetLimit(loaders)
-		for _, a := range all {
-			group.Go(func() error { return k.recheck(a, now) })
+	k.log.Warn("the clock was set back: every token is asked about", "accounts", len(all))
+	for _, d := range all {
+		d.reschedule()
+		if a := d.account.Load(); a != nil {
+			a.holder.clockSetBack(now.Wall)
 		}
-		_ = group.Wait() // fails only while the mount is being closed
-	})
+	}
 }
 
-// recheck has the background look at an account after the clock was set back.
-func (k *keeper) recheck(a *account, now time.Time) error {
-	if err := a.lock.Acquire(k.ctx, 1); err != nil {
-		return err
-	}
-	defer k.release(a)
-	if st := a.current(); st != nil {
-		a.setState(st)
-	}
-	a.recheckTickets(now)
-	return nil
-}
-
-// sweepHistories removes the histories of forced refreshes that no account has and
-// that are older than a day, once a day: deleted accounts leave nothing for ever.
-func (k *keeper) sweepHistories(s logical.Storage) {
-	wait := startHoldOff // before that Vault takes no writes
+// sweepDaily finishes after a start what earlier instances and builds left behind. Once a
+// day it removes the forced calls of credentials that have no account any more.
+func (k *keeper) sweepDaily(s logical.Storage) {
+	wait := startHoldOff // earlier Vault takes no writes
 	for {
 		select {
 		case <-k.ctx.Done():
@@ -195,36 +122,112 @@ func (k *keeper) sweepHistories(s logical.Storage) {
 		case <-time.After(wait):
 		}
 		wait = day
-		if err := k.sweepOnce(k.ctx, s); err != nil && k.ctx.Err() == nil {
-			k.log.Warn("old histories of forced refreshes could not be removed", "error", err)
+		if err := k.sweep(k.ctx, s); err != nil && k.ctx.Err() == nil {
+			k.log.Warn("what is no longer needed could not be removed from storage", "error", err)
 			wait = time.Hour
 		}
 	}
 }
 
-// settle ends the guard of a forced call when no write of an earlier instance can be
-// under way: the history is written once more, whatever storage holds.
-func (k *keeper) settle(ctx context.Context, s logical.Storage, g *guard) error {
-	if k.appids.guards.needed() {
-		return errPending
+func (k *keeper) sweep(ctx context.Context, s logical.Storage) error {
+	errs := []error{k.storeOwed(ctx, s)}
+	if !k.allLoaded() {
+		return errors.Join(append(errs, errors.New("not every account is loaded, so whose they are is not known"))...)
 	}
-	ap := k.appids.enter(g.Key, sweeper, func() {})
-	defer k.appids.leave(ap, sweeper)
-	if !ap.storing.TryAcquire(1) {
-		return errPending
-	}
-	ap.storing.Release(1)
-	if err := ap.load(ctx, s); err != nil {
-		return err
-	}
-	ap.rewrite()
-	return ap.save(ctx, s)
+	errs = append(errs, k.removeOlder(ctx, s))
+	return errors.Join(append(errs, k.tidyAll(ctx, s, func(h *holder, _ *state) bool { return len(*h.present.Load()) == 0 }))...)
 }
 
-// stop ends the work in the background and every call to WeChat. It does not
-// wait for them.
+// storeOwed stores the records that were put together from more than one entry at the start.
+func (k *keeper) storeOwed(ctx context.Context, s logical.Storage) error {
+	k.mu.RLock()
+	all := slices.Collect(maps.Values(k.holders))
+	k.mu.RUnlock()
+	for _, h := range all {
+		if st := h.state.Load(); st == nil || st.stored != nil {
+			continue
+		}
+		if err := h.acquire(ctx, lockPatience); err != nil {
+			return err
+		}
+		if st := h.state.Load(); st != nil && st.stored == nil {
+			h.keep(ctx, s, st)
+		}
+		h.release()
+	}
+	return nil
+}
+
+// settle ends the guard of a forced call, once no write of an earlier instance can be under
+// way. The record is written once more before, since such a write may have replaced it.
+func (k *keeper) settle(ctx context.Context, s logical.Storage, g *guard) error {
+	if k.guards.needed() {
+		return errPending
+	}
+	p, identity := tokenOf(g.Key)
+	if p == nil {
+		return nil // withdrawn, or of an earlier version
+	}
+	h := k.holderAt(p, identity)
+	if !h.tryAcquire() {
+		return errPending
+	}
+	defer h.release()
+	st, err := h.load(ctx, s)
+	if err != nil {
+		return err
+	}
+	if len(st.Names) == 0 && st.stored != nil {
+		return nil // nothing was put back, and there is no token to guard
+	}
+	owed := *st
+	owed.stored = nil
+	h.keep(ctx, s, &owed)
+	if f := h.state.Load().unstored; f != nil {
+		return f.problem
+	}
+	return nil
+}
+
+// stop ends the work in the background and all calls. It does not wait for them.
 func (k *keeper) stop() {
 	k.cancel()
 	k.schedule.Stop()
 	k.client.Close()
+}
+
+// quotaCleared ends the waits for the daily quota, after the issuer set its counters back to
+// zero: those of all accounts with the identity of this configuration, and of their leak
+// response.
+func (k *keeper) quotaCleared(cfg *config) {
+	p := platformOf(cfg)
+	k.mu.RLock()
+	h := k.holders[holderID(p, p.identity(cfg))]
+	k.mu.RUnlock()
+	if h == nil {
+		return // an account that is not in memory waits for nothing
+	}
+	for _, a := range h.accounts() {
+		k.endQuotaWaits(a)
+	}
+	if p := h.pursuit.Load(); p != nil && p.quota {
+		h.hasten(p)
+	}
+	for _, one := range h.family() {
+		one.reschedule()
+	}
+}
+
+// endQuotaWaits replaces the account by one that waits for no quota. A call in progress, which
+// may end with the quota of before, finds its account replaced.
+func (k *keeper) endQuotaWaits(a *account) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.doors[a.name]
+	if d == nil || a.replaced.Load() {
+		return
+	}
+	next := newAccount(a.common, a.name, a.cfg, a.holder)
+	next.inherit(a, func(p *problem) bool { return !isQuota(p) })
+	k.replace(d, next)
 }

@@ -2,9 +2,10 @@ package wechat
 
 import (
 	"context"
+	"fmt"
 	"net/url"
-	"time"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
@@ -15,14 +16,21 @@ type client struct{ upstream.Client }
 // endpoint says whom to ask for which account.
 type endpoint struct {
 	upstream.Endpoint
+	rule   func(api string, errcode int) (rule, bool)
 	appID  string
 	secret string
 }
 
-// request completes a request for the account: with WeChat's rules, and with what no
+// input is what a call takes besides the configuration.
+type input struct {
+	parent string // the credential that this one is derived from
+	force  bool   // replace the credential, which dies
+}
+
+// request completes a request for the account: with the platform's rules, and with what no
 // text may show.
 func (e endpoint) request(r upstream.Request) upstream.Request {
-	r.Rule = func(errcode int) (rule, bool) { return ruleOf(r.API, errcode) }
+	r.Rule = func(errcode int) (rule, bool) { return e.rule(r.API, errcode) }
 	r.Secrets, r.Confidential = append(r.Secrets, e.secret), secretFields
 	return r
 }
@@ -34,23 +42,30 @@ func call[T any](ctx context.Context, c *client, e endpoint, r upstream.Request,
 
 // stableToken asks WeChat for the account's token. A forced call kills the
 // previous token.
-func (c *client) stableToken(ctx context.Context, e endpoint, force bool) (*tokenAnswer, error) {
-	noted, begun, asked := era(), time.Now(), wallClock()
-	got, err := call(ctx, c, e, upstream.Request{
+func stableToken(ctx context.Context, c *client, e endpoint, in input) (kept.Grant, error) {
+	return granted(ctx, c, e, upstream.Request{
 		API: apiStableToken, Path: "/cgi-bin/stable_token",
 		Body: map[string]any{
 			"grant_type":    "client_credential",
 			"appid":         e.appID,
 			"secret":        e.secret,
-			"force_refresh": force,
+			"force_refresh": in.force,
 		},
 	}, parseToken)
+}
+
+// granted makes a call that brings a credential, and notes when.
+func granted(ctx context.Context, c *client, e endpoint, r upstream.Request, parse func(upstream.Envelope) (kept.Grant, *problem)) (kept.Grant, error) {
+	asked := moment()
+	g, err := upstream.Call(ctx, &c.Client, e.Endpoint, e.request(r), parse)
 	if err != nil {
-		return nil, err
+		return kept.Grant{}, err
 	}
-	got.asked, got.answered = asked, wallClock()
-	got.era, got.ends = noted, begun.Add(got.lifetime)
-	return got, nil
+	g.Asked, g.Answered = asked, moment()
+	if g.End().Sub(g.Answered.Wall) < kept.MinTTL {
+		return kept.Grant{}, &problem{Rule: upstream.RuleAnswer, Detail: fmt.Sprintf("what it holds has only %s left", g.Life)}
+	}
+	return g, nil
 }
 
 // codeToSession exchanges the code of wx.login for the user's session. WeChat
@@ -96,8 +111,8 @@ func (c *client) clearQuota(ctx context.Context, e endpoint) error {
 
 // ticket asks WeChat for a ticket of this kind, jsapi or wx_card, with the
 // account's token.
-func (c *client) ticket(ctx context.Context, e endpoint, accessToken, kind string) (string, error) {
-	return call(ctx, c, e, upstream.Request{
+func (c *client) ticket(ctx context.Context, e endpoint, accessToken, kind string) (kept.Grant, error) {
+	return granted(ctx, c, e, upstream.Request{
 		API: apiTicket, Path: "/cgi-bin/ticket/getticket",
 		Query:   url.Values{"access_token": {accessToken}, "type": {kind}},
 		Secrets: []string{accessToken},

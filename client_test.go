@@ -20,6 +20,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
@@ -33,6 +34,7 @@ const (
 func testEndpoint() endpoint {
 	return endpoint{
 		Endpoint: upstream.Endpoint{BaseURL: testURL, Timeout: 5 * time.Second},
+		rule:     ruleOf,
 		appID:    testAppID, secret: testSecret,
 	}
 }
@@ -72,9 +74,9 @@ func answering(status int, body string) http.Handler {
 }
 
 // requireProblem is the problem that err has to be.
-func requireProblem(t *testing.T, g *tokenAnswer, err error) *problem {
+func requireProblem(t *testing.T, g kept.Grant, err error) *problem {
 	t.Helper()
-	require.Nil(t, g)
+	require.Zero(t, g)
 	p, ok := err.(*problem) //nolint:errorlint // the client returns it bare
 	require.True(t, ok, "%T: %v", err, err)
 	return p
@@ -101,7 +103,7 @@ func TestTheRequestIsTheDocumentedOne(t *testing.T) {
 			overPipe(t, handler, func(t *testing.T, cl *client) {
 				e := testEndpoint()
 				e.BaseURL = c.baseURL
-				_, err := cl.stableToken(t.Context(), e, c.force)
+				_, err := stableToken(t.Context(), cl, e, input{force: c.force})
 				require.NoError(t, err)
 				require.Equal(t, http.MethodPost, got.Method)
 				require.Equal(t, c.uri, got.RequestURI, "neither a query string nor another path")
@@ -121,22 +123,23 @@ func TestAGrantTellsWhatIsLeftSinceWhen(t *testing.T) {
 	overSim(t, func(t *testing.T, c *client, sim *wechatsim.Sim) {
 		sim.SetLatency(2 * time.Second)
 		start, steady := wallClock(), time.Now()
-		first, err := c.stableToken(t.Context(), testEndpoint(), false)
+		first, err := stableToken(t.Context(), c, testEndpoint(), input{})
 		require.NoError(t, err)
-		require.Equal(t, &tokenAnswer{
-			token: sim.Current(testAppID), asked: start, answered: start.Add(2 * time.Second), lifetime: 7200 * time.Second,
-			era: era(), ends: steady.Add(7200 * time.Second),
+		require.Equal(t, kept.Grant{
+			Value: sim.Current(testAppID), Life: 7200 * time.Second,
+			Asked:    kept.Moment{Wall: start, Steady: steady, Era: era()},
+			Answered: kept.Moment{Wall: start.Add(2 * time.Second), Steady: steady.Add(2 * time.Second), Era: era()},
 		}, first)
 
 		time.Sleep(1000 * time.Second)
-		second, err := c.stableToken(t.Context(), testEndpoint(), false)
+		second, err := stableToken(t.Context(), c, testEndpoint(), input{})
 		require.NoError(t, err)
-		require.Equal(t, first.token, second.token)
-		require.Equal(t, 6198*time.Second, second.lifetime)
+		require.Equal(t, first.Value, second.Value)
+		require.Equal(t, 6198*time.Second, second.Life)
 
-		forced, err := c.stableToken(t.Context(), testEndpoint(), true)
+		forced, err := stableToken(t.Context(), c, testEndpoint(), input{force: true})
 		require.NoError(t, err)
-		require.NotEqual(t, first.token, forced.token)
+		require.NotEqual(t, first.Value, forced.Value)
 		require.True(t, sim.Calls("")[2].Forced)
 	})
 }
@@ -179,12 +182,12 @@ func TestEveryFaultIsOneNamedProblemAndOneCall(t *testing.T) {
 					for n, reused := range []bool{false, true} {
 						if reused {
 							sim.ClearFaults()
-							_, err := cl.stableToken(t.Context(), testEndpoint(), false)
+							_, err := stableToken(t.Context(), cl, testEndpoint(), input{})
 							require.NoError(t, err)
 						}
 						sim.Inject(c.fault)
 						before := len(sim.Calls(""))
-						g, err := cl.stableToken(t.Context(), testEndpoint(), force)
+						g, err := stableToken(t.Context(), cl, testEndpoint(), input{force: force})
 						p := requireProblem(t, g, err)
 						require.Equal(t, c.class, p.Class)
 						require.Equal(t, c.status, p.Status)
@@ -202,8 +205,8 @@ func TestEveryFaultIsOneNamedProblemAndOneCall(t *testing.T) {
 	}
 }
 
-// Whoever writes accounts can have Vault's host call anything: what it is that answers
-// is for the server log.
+// A writer of accounts can have Vault's host call any address: only the server log tells
+// what answers there.
 func TestWhateverIsNotWeChatHasOnePhrase(t *testing.T) {
 	good := `"access_token":"T","expires_in":7200`
 	for name, c := range map[string]struct {
@@ -227,7 +230,7 @@ func TestWhateverIsNotWeChatHasOnePhrase(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			overPipe(t, answering(c.status, c.body), func(t *testing.T, cl *client) {
-				g, err := cl.stableToken(t.Context(), testEndpoint(), false)
+				g, err := stableToken(t.Context(), cl, testEndpoint(), input{})
 				p := requireProblem(t, g, err)
 				require.Equal(t, c.told, p.Message())
 				require.Equal(t, c.told+"; what to do: "+p.Advice, p.OperatorError())
@@ -269,7 +272,8 @@ func TestOnlyTheDocumentedAnswerIsAccepted(t *testing.T) {
 		want time.Duration // of life, 0 for an answer that is refused
 	}{
 		"as documented":                {expires("7200"), good},
-		"one second":                   {expires("1"), time.Second},
+		"ten seconds":                  {expires("10"), 10 * time.Second},
+		"too short to be handed out":   {expires("1"), 0},
 		"300 s":                        {expires("300"), 300 * time.Second},
 		"7201 s":                       {expires("7201"), good},
 		"more than fits a duration":    {expires("9223372037"), good},
@@ -328,12 +332,12 @@ func TestOnlyTheDocumentedAnswerIsAccepted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			overPipe(t, answering(http.StatusOK, c.body), func(t *testing.T, cl *client) {
-				g, err := cl.stableToken(t.Context(), testEndpoint(), false)
+				g, err := stableToken(t.Context(), cl, testEndpoint(), input{})
 				if c.want > 0 {
 					require.NoError(t, err)
-					require.Equal(t, c.want, g.lifetime)
-					require.NotEmpty(t, g.token)
-					require.Empty(t, strings.Trim(g.token, "T"))
+					require.Equal(t, c.want, g.Life)
+					require.NotEmpty(t, g.Value)
+					require.Empty(t, strings.Trim(g.Value, "T"))
 					return
 				}
 				p := requireProblem(t, g, err)
@@ -355,7 +359,7 @@ func TestAnErrcodeInQuotesIsOne(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			overPipe(t, answering(http.StatusOK, body), func(t *testing.T, c *client) {
-				g, err := c.stableToken(t.Context(), testEndpoint(), true)
+				g, err := stableToken(t.Context(), c, testEndpoint(), input{force: true})
 				p := requireProblem(t, g, err)
 				require.Equal(t, 40001, p.Errcode)
 				require.Equal(t, upstream.ClassCredentials, p.Class)
@@ -442,6 +446,9 @@ func TestTheOtherRequestsAreTheDocumentedOnes(t *testing.T) {
 			overPipe(t, handler, func(t *testing.T, cl *client) {
 				answer, err := c.call(t.Context(), cl, testEndpoint())
 				require.NoError(t, err)
+				if g, ok := answer.(kept.Grant); ok {
+					answer = g.Value
+				}
 				require.Equal(t, c.want, answer)
 				require.Equal(t, []want{w}, got)
 				require.Equal(t, []bool{true}, framed)
@@ -497,7 +504,7 @@ func TestEveryFaultOfTheOtherCallsIsOneNamedProblemAndOneCall(t *testing.T) {
 							requireNoPieceOf(t, text, testSecret, c.sent)
 						}
 						sim.ClearFaults()
-						_, err = cl.stableToken(t.Context(), testEndpoint(), false)
+						_, err = stableToken(t.Context(), cl, testEndpoint(), input{})
 						require.NoError(t, err)
 						_, _ = c.call(t.Context(), cl, testEndpoint()) // whatever comes of it, the connection stays
 					}
@@ -637,7 +644,7 @@ func TestEveryCallIsCountedOnce(t *testing.T) {
 		c.Observe = func(call upstream.Observed) { seen = append(seen, call) }
 		sim.SetLatency(100 * time.Millisecond)
 
-		_, err := c.stableToken(t.Context(), testEndpoint(), false)
+		_, err := stableToken(t.Context(), c, testEndpoint(), input{})
 		require.NoError(t, err)
 		_, err = c.codeToSession(t.Context(), testEndpoint(), "unknown")
 		require.Error(t, err)
@@ -648,11 +655,11 @@ func TestEveryCallIsCountedOnce(t *testing.T) {
 		_, err = c.userToken(t.Context(), testEndpoint(), "unknown")
 		require.Error(t, err)
 		sim.Inject(wechatsim.Fault{Kind: "notoken"})
-		_, err = c.stableToken(t.Context(), testEndpoint(), false)
+		_, err = stableToken(t.Context(), c, testEndpoint(), input{})
 		require.Error(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		_, err = c.stableToken(ctx, testEndpoint(), false)
+		_, err = stableToken(ctx, c, testEndpoint(), input{})
 		require.Equal(t, context.DeadlineExceeded, err)
 		const took = 100 * time.Millisecond
 		require.Equal(t, []upstream.Observed{

@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 )
 
 // wallClock is the time without the monotonic reading: a token runs out by
@@ -23,7 +25,7 @@ var machineClock = func(steady time.Time) time.Time { return steady.Round(0) }
 // its clock in local time is hours ahead until the clock is set right. What was noted in
 // between lies ahead of all later readings: a failed attempt would block the next one
 // for hours, and a token would outlive its end. So a state names the era in which it
-// was noted, and one of another era is checked anew, see account.current.
+// was noted, and one of another era is checked anew, see holder.current.
 //
 // The clock of the process has one history, whatever is mounted.
 var setBacks eras
@@ -68,6 +70,16 @@ func (e *eras) begin(ahead int64) {
 	}
 }
 
+// moment is a reading of the clocks, all of one era.
+func moment() kept.Moment {
+	for {
+		now := kept.Moment{Era: era(), Steady: time.Now(), Wall: wallClock()}
+		if now.Era == era() {
+			return now
+		}
+	}
+}
+
 // era is the present era of the machine's clock.
 func era() int64 { return setBacks.now.Load() }
 
@@ -82,9 +94,26 @@ func orNull(t time.Time) any {
 	return timestamp(t)
 }
 
+// earliest returns the earlier of two times, of which one that is zero does not count.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// latest returns the later of two times.
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
 // timestampUnit is the precision of what timestamp shows.
 const timestampUnit = time.Second
 
-// clockTolerance is how far the clock may be set back without anything having to be
-// done: the margins bear that much.
-const clockTolerance = 5 * time.Second
+// clockTolerance is how far the clock may be set back without an era beginning.
+const clockTolerance = kept.Tolerance
+
+const day = 24 * time.Hour

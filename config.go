@@ -18,8 +18,6 @@ import (
 	"github.com/hashicorp/go-secure-stdlib/parseutil"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
-
-	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
 const (
@@ -40,13 +38,15 @@ const (
 type config struct {
 	Version int `json:"version"`
 
-	// ID binds a stored token to this account: it changes whenever the account
-	// becomes another one, and a token that names another ID is never served.
+	// ID changes whenever the account becomes another one. The record of a token lists
+	// its names with their IDs, and a name with another ID is not served from it.
 	ID string `json:"id"`
 
-	// Credentials changes with what WeChat is asked with: a token that names it shows
-	// that WeChat has accepted that.
+	// Credentials changes with what the issuer is asked with. The record of a token says
+	// which of a name's the issuer accepted last.
 	Credentials string `json:"credentials"`
+
+	Kind string `json:"kind,omitempty"` // of its platform; "" is WeChat
 
 	AppID          string        `json:"appid"`
 	Secret         string        `json:"secret"`
@@ -57,6 +57,11 @@ type config struct {
 	RequestTimeout time.Duration `json:"request_timeout"` // nanoseconds, like the two below
 	SyncInterval   time.Duration `json:"sync_interval"`
 	MaxTTL         time.Duration `json:"max_ttl"`
+
+	// Leak is a leak response that was pending when the account came here from another
+	// upstream, which may have the same token. It enters the record of the token when the
+	// issuer accepts the account here, and never before: an AppID is public.
+	Leak leak `json:"leak,omitzero"`
 
 	// Written is read back, where it is not empty: clients compare it with what they
 	// wrote, and would take the equal form that the engine uses for a change.
@@ -75,11 +80,6 @@ func newConfig() *config {
 		SyncInterval:   defaultSyncInterval,
 		MaxTTL:         defaultMaxTTL,
 	}
-}
-
-func (cfg *config) endpoint() endpoint {
-	way := upstream.Endpoint{BaseURL: cfg.BaseURL, Proxy: cfg.ProxyURL, CAPEM: cfg.CAPEM, Timeout: cfg.RequestTimeout}
-	return endpoint{way, cfg.AppID, cfg.Secret}
 }
 
 // way is how the account's calls go, by the host and port of its proxy and of its
@@ -401,4 +401,14 @@ func loadConfig(ctx context.Context, s logical.Storage, name string) (*config, e
 
 func storeConfig(ctx context.Context, s logical.Storage, name string, cfg *config) error {
 	return writeEntry(ctx, s, storageKey(configPrefix, name), cfg)
+}
+
+// leak is the answer to a leak that is not complete. It is announced in the same write as
+// the first of its two forced calls, and undone with it.
+type leak struct {
+	Name      string    `json:"name"` // the account that asked
+	Requested time.Time `json:"requested"`
+	Left      int       `json:"left"`            // how often the credential is still to be replaced by force
+	First     int64     `json:"first,omitempty"` // the fence of the first forced call of its present step; 0 if there is none
+	Called    time.Time `json:"called,omitzero"` // the last forced call before it moved here
 }

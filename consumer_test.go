@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -164,7 +165,7 @@ func TestEveryConsumerStaysFreshAndIsNotDisturbed(t *testing.T) {
 					}
 					held = a
 					wait := c.next(t, a)
-					require.GreaterOrEqual(t, wait, minTTL, "it loops")
+					require.GreaterOrEqual(t, wait, kept.MinTTL, "it loops")
 					time.Sleep(wait)
 					_, errcode := m.sim.Check(held.text(t, "access_token"))
 					require.Zero(t, errcode, "it holds a token that WeChat does not accept")

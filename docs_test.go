@@ -322,10 +322,11 @@ func TestTheReferencesTableOfMetricsIsWhatAMountTells(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		fleet(maxListed+1).store(t, m.storage, 2*time.Hour)
 		m.reopen()
-		for _, a := range m.keeper.accounts {
-			st := *a.current()
-			st.lastSuccess = time.Now()
-			a.setState(&st)
+		for _, a := range m.keeper.doors {
+			h := a.account.Load().holder
+			st := *h.state.Load()
+			st.Answered = time.Now()
+			h.state.Store(&st)
 		}
 		told := metricNames(metricsText(t, m.backend, m.storage))
 		for _, page := range []string{"docs/reference.md", "docs/reference.zh-CN.md"} {

@@ -164,5 +164,15 @@ var ruleStorage = rule{
 	Meaning: "Vault's storage failed", Advice: "check Vault's storage; " + upstream.TriesAgain,
 }
 
+// ownFault reports whether a failure may be that of one name's credentials or way: then
+// another name's may do. The others are the platform's.
+func ownFault(p *problem) bool {
+	switch p.Class {
+	case upstream.ClassTransient, upstream.ClassQuota, upstream.ClassAccount, upstream.ClassStorage:
+		return false
+	}
+	return true
+}
+
 // isQuota reports whether p, which may be nil, is that the daily quota is used up.
 func isQuota(p *problem) bool { return p != nil && p.Errcode == errcodeQuota }

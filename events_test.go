@@ -51,7 +51,7 @@ func TestWhatHappensToAnAccountIsAnEvent(t *testing.T) {
 			}
 			return fields
 		}
-		expires := func() string { return timestamp(m.keeper.lookup("team/demo").current().token.ExpireTime) }
+		expires := func() string { return timestamp(m.look("team/demo").st.Shown) }
 
 		m.write("team/demo", nil)
 		require.Equal(t, []map[string]string{

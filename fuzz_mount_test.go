@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
@@ -43,15 +44,18 @@ func fuzzStorage(t *testing.T) *faultyStorage {
 	} {
 		cfg := newConfig()
 		cfg.ID, cfg.Credentials, cfg.AppID, cfg.Secret, cfg.ProxyURL, cfg.SecretSetTime = name, name, of[0], testSecret, of[3], now
-		tok := &token{
-			Version: schemaVersion, AccountID: cfg.ID, Credentials: cfg.Credentials,
-			AccessToken: of[1], RotatedAt: now, ExpireTime: now.Add(maxLifetime),
+		holding := func(value string) *record {
+			end := now.Add(maxLifetime)
+			return &record{
+				Version:    schemaVersion,
+				Credential: kept.Credential{Value: value, Rotated: now, Shown: end, End: end, Timed: now},
+				ledger:     ledger{Names: map[string]admission{name: {cfg.ID, cfg.Credentials}}},
+			}
 		}
-		tick := &ticket{Version: schemaVersion, AccountID: cfg.ID, Ticket: of[2], RotatedAt: now, ConfirmedAt: now}
 		for key, entry := range map[string]any{
-			storageKey(configPrefix, name): cfg, storageKey(tokenPrefix, name): tok,
-			ticketKey(jsapiTicket, name): tick,
-			historyKey(cfg):              &history{Version: schemaVersion},
+			storageKey(configPrefix, name): cfg,
+			historyKey(cfg):                holding(of[1]),
+			ticketKey(jsapiTicket, cfg):    holding(of[2]),
 		} {
 			require.NoError(t, writeEntry(t.Context(), s, key, entry))
 		}
@@ -212,8 +216,8 @@ func FuzzRequest(f *testing.F) {
 // that way works; the other account is not harmed.
 func FuzzStoredEntry(f *testing.F) {
 	keys := []string{
-		storageKey(configPrefix, "demo"), storageKey(tokenPrefix, "demo"),
-		ticketKey(jsapiTicket, "demo"), historyKey(&config{AppID: testAppID, BaseURL: defaultBaseURL}),
+		storageKey(configPrefix, "demo"),
+		ticketKey(jsapiTicket, &config{AppID: testAppID, BaseURL: defaultBaseURL}), historyKey(&config{AppID: testAppID, BaseURL: defaultBaseURL}),
 	}
 	f.Fuzz(func(t *testing.T, which byte, value []byte) {
 		key := keys[int(which)%len(keys)]
@@ -267,7 +271,7 @@ func FuzzStoredEntry(f *testing.F) {
 // unreached returns the error of the token of demo, which WeChat was to be asked for.
 func (b *backend) unreached(t *testing.T, s logical.Storage) error {
 	t.Helper()
-	_, err := b.keeper.read(t.Context(), s, "demo")
+	_, err := b.keeper.get(t.Context(), s, "demo", tokenSlot)
 	require.Error(t, err)
 	return err
 }

@@ -64,11 +64,11 @@ func FuzzStableTokenAnswer(f *testing.F) {
 		if p != nil {
 			return nil, p
 		}
-		require.NotEmpty(t, got.token)
-		require.GreaterOrEqual(t, got.lifetime, time.Second)
-		require.LessOrEqual(t, got.lifetime, maxLifetime)
-		require.Zero(t, got.lifetime%time.Second)
-		return []string{got.token}, nil
+		require.NotEmpty(t, got.Value)
+		require.GreaterOrEqual(t, got.Life, time.Second)
+		require.LessOrEqual(t, got.Life, maxLifetime)
+		require.Zero(t, got.Life%time.Second)
+		return []string{got.Value}, nil
 	})
 }
 
@@ -103,8 +103,8 @@ func FuzzTicketAnswer(f *testing.F) {
 		if p != nil {
 			return nil, p
 		}
-		require.NotEmpty(t, got)
-		return []string{got}, nil
+		require.NotEmpty(t, got.Value)
+		return []string{got.Value}, nil
 	})
 }
 

@@ -62,7 +62,7 @@ func TestClosingTheMountWithRequestsInFlight(t *testing.T) {
 }
 
 func TestAMountThatIsClosedWhileItLoadsStaysClosed(t *testing.T) {
-	for _, at := range [][2]string{{"list", "config/"}, {"get", "config/demo"}, {"get", "token/demo"}, {"get", historyKey(account1Config())}} {
+	for _, at := range [][2]string{{"list", "config/"}, {"get", "config/demo"}, {"get", historyKey(account1Config())}} {
 		t.Run(at[0]+" "+at[1], func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.write("demo", nil)
@@ -93,15 +93,15 @@ func TestAMountThatIsClosedWhileItLoadsStaysClosed(t *testing.T) {
 	}
 }
 
-func TestAReaderWhoseLoadFailsMakesNobodyForgetTheAccount(t *testing.T) {
+func TestAReaderWhoseLoadFailsForgetsNoAccount(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
 		m.reopen() // within the hold-off nothing is woken
-		m.keeper.invalidate("token/demo")
+		m.keeper.invalidate(historyKey(account1Config()))
 		ctx, cancel := context.WithCancel(t.Context())
 		m.storage.failing(func(op, key string) error {
-			if op == "get" && key == "token/demo" {
+			if op == "get" && key == historyKey(account1Config()) {
 				cancel() // the reader goes away
 				return context.Canceled
 			}
@@ -129,7 +129,7 @@ func TestAnAccountThatWasChangedElsewhereIsNotForgotten(t *testing.T) {
 		require.NoError(t, storeConfig(t.Context(), m.storage, "demo", cfg))
 		time.Sleep(rotationPeriod + time.Minute)
 		synctest.Wait()
-		require.Equal(t, "another", m.keeper.lookup("demo").current().accountID)
+		require.Equal(t, "another", m.keeper.known("demo").cfg.ID)
 	})
 }
 
@@ -162,7 +162,7 @@ func TestTheTickDoesNotWaitForWeChat(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"request_timeout": 30, "verify": false})
 		// Of an earlier write whose withdrawal failed.
-		_, err := framework.PutWAL(t.Context(), m.storage, walChange, &change{Name: "demo"})
+		_, err := framework.PutWAL(t.Context(), m.storage, walChange, &change{Name: "demo", Platform: "wechat", Identity: weixinIdentity(account1Config())})
 		require.NoError(t, err)
 		time.Sleep(walMinAge + time.Second)
 		m.sim.Inject(wechatsim.Fault{Kind: "hang"})
@@ -174,7 +174,6 @@ func TestTheTickDoesNotWaitForWeChat(t *testing.T) {
 		require.Zero(t, time.Since(start))
 		reader.Wait()
 		m.sim.ClearFaults()
-		require.Len(t, m.walEntries(), 1)
 		m.ticks(2)
 		require.Empty(t, m.walEntries())
 	})
@@ -184,7 +183,7 @@ func TestAnAnnouncementThatFailedButWasWrittenIsNotCarriedOut(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		m.storage.hooked(func(op, key string) {
-			if op == "put" && strings.HasPrefix(key, rotationPrefix) {
+			if op == "put" && strings.HasPrefix(key, tokenRecords) {
 				m.storage.hooked(nil)
 				m.storage.losingAnswer(1)
 			}
@@ -222,7 +221,7 @@ func TestAStandbyHandsOutNoTokenThatTheActiveNodeHasKilled(t *testing.T) {
 		m.sim.Inject(wechatsim.Fault{Kind: "status", Status: 503, Mode: "normal"})
 		m.ok(logical.UpdateOperation, "rotate/demo", nil)
 		// An invalidation may come late: whether it has come makes no difference.
-		for _, key := range []string{"", historyKey(account1Config()), "token/demo", "token/twin"} {
+		for _, key := range []string{"", historyKey(account1Config())} {
 			standby.InvalidateKey(t.Context(), key)
 			for _, path := range []string{"token/demo", "token/twin", "status/twin"} {
 				_, err := standby.request(logical.ReadOperation, path, nil)
@@ -294,7 +293,7 @@ func TestATickAtEveryStepOfAnOperationDoesNoHarm(t *testing.T) {
 }
 
 func TestATokenThatWeChatHasDisownedIsNotServedAlthoughItsSuccessorCannotBeStored(t *testing.T) {
-	for _, key := range []string{"token/demo", historyKey(account1Config())} {
+	for _, key := range []string{historyKey(account1Config())} {
 		t.Run(key, func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.write("demo", map[string]any{"sync_interval": "5m"})
@@ -340,22 +339,6 @@ func TestATwinsForcedRefreshDoesNotMakeAFailingAccountForgotten(t *testing.T) {
 	})
 }
 
-func TestAClockThatStepsBackDuringAForcedCallLosesNoCount(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ap, s := newAppid("rotation/wx", newGuards()), newFaultyStorage()
-		now := wallClock()
-		ap.history.Forced = []forcedCall{{At: now.Add(-time.Hour), Epoch: 1}}
-		f, err := ap.announce(t.Context(), s, forcer{name: "demo"}, maxRequestTimeout)
-		require.NoError(t, err)
-		ap.end(f, now.Add(-time.Minute), granted("T2", 0, 7200))
-		require.NoError(t, ap.save(t.Context(), s))
-		var h history
-		_, err = readEntry(t.Context(), s, ap.key, &h)
-		require.NoError(t, err)
-		require.Len(t, h.Forced, 2)
-	})
-}
-
 func TestATokenOnItsWayIntoMemoryIsNotOvertakenByAForcedRefresh(t *testing.T) {
 	for name, begin := range map[string]func(m *mount){
 		"of a read":           func(m *mount) { m.read("twin") },
@@ -371,7 +354,7 @@ func TestATokenOnItsWayIntoMemoryIsNotOvertakenByAForcedRefresh(t *testing.T) {
 					switch {
 					case op == "put" && key == historyKey(account1Config()):
 						time.Sleep(time.Second) // the rotation comes after the reader's look at the token
-					case op == "put" && key == "token/twin":
+					case op == "put" && key == historyKey(account1Config()):
 						begun.Do(func() {
 							rotation.Go(func() { m.ok(logical.UpdateOperation, "rotate/demo", nil) })
 							time.Sleep(3 * time.Second)
@@ -459,53 +442,6 @@ func TestAListOfStatusesWhoseCallerLeavesIsNotEmpty(t *testing.T) {
 	})
 }
 
-func TestNoWakeUpIsLostToARelease(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("a", nil)
-		m.write("b", nil)
-		m.reopen() // within the hold-off nothing is woken
-		ap := m.keeper.lookup("b").current().appid
-		const rounds = 20000
-		var round, done atomic.Int64
-		spin := func(n *atomic.Int64, least int64) { // sleeps never, to meet the other in the moment
-			for n.Load() < least {
-				continue
-			}
-		}
-		var other sync.WaitGroup
-		other.Go(func() { // another name's forced calls
-			for i := int64(1); i <= rounds; i++ {
-				spin(&round, i)
-				for range i % 97 { // so that every moment is met
-					_ = round.Load()
-				}
-				ap.mu.Lock()
-				ap.begin(newEpoch())
-				ap.wakeAll()
-				ap.mu.Unlock()
-				done.Store(i)
-			}
-		})
-		lost := 0
-		for i := int64(1); i <= rounds; i++ {
-			got := m.keeper.tryAcquire("b")
-			st := *got.state.Load()
-			tok := *st.token
-			tok.Epoch = ap.epoch.Load()
-			st.token = &tok
-			got.setState(&st) // it is confirmed
-			round.Store(i)
-			m.keeper.release(got)
-			spin(&done, i)
-			if n, _ := m.keeper.schedule.Waiting(); n < 2 { // a and b
-				lost++
-			}
-		}
-		other.Wait()
-		require.Zero(t, lost, "of %d wakes", rounds)
-	})
-}
-
 func TestALateTokenOfAClosedInstanceBringsNoDeadOneBack(t *testing.T) {
 	for _, rotates := range []bool{false, true} {
 		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
@@ -513,7 +449,7 @@ func TestALateTokenOfAClosedInstanceBringsNoDeadOneBack(t *testing.T) {
 			time.Sleep(time.Hour)
 			m.sim.ForceOutside(testAppID)
 			held, goOn := make(chan struct{}), make(chan struct{})
-			m.at("put", "token/demo", func() { close(held); <-goOn })
+			m.at("put", historyKey(account1Config()), func() { close(held); <-goOn })
 			var old sync.WaitGroup
 			old.Go(func() { _ = m.try(logical.UpdateOperation, "refresh/demo", nil) })
 			<-held

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wake"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
@@ -94,7 +96,7 @@ func TestDueTokensAreReplacedWithoutAnyReader(t *testing.T) {
 	})
 }
 
-func TestNobodyReadMeansNobodyCalls(t *testing.T) {
+func TestATokenThatWasNeverReadCostsNoCall(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"verify": false, "sync_interval": "1m"})
 		time.Sleep(24 * time.Hour)
@@ -231,8 +233,7 @@ func TestAComparisonThatFailedDoesNotKeepADueTokenFromBeingReplaced(t *testing.T
 		first := m.read("demo")
 		m.reopenWithoutBackground()
 		m.read("demo")
-		tr := m.keeper.lookup("demo")
-		tr.state.Store(tr.current().failed(&problem{Rule: upstream.RuleUnavailable}, wallClock(), wallClock(), 1))
+		m.keeper.known("demo").failures[tokenSlot].Store((*failure)(nil).after(&problem{Rule: upstream.RuleUnavailable}, moment(), moment()))
 		time.Sleep(rotationPeriod)
 		resp := m.ok(logical.ReadOperation, "token/demo", nil)
 		require.Empty(t, resp.Warnings)
@@ -370,8 +371,7 @@ func TestOddLifetimes(t *testing.T) {
 				m.sim.Inject(wechatsim.Fault{Kind: "expires_in", ExpiresIn: c.expiresIn})
 				m.write("demo", nil)
 				require.Equal(t, c.ttl, m.ok(logical.ReadOperation, "token/demo", nil).Data["ttl"])
-				tr := m.keeper.lookup("demo")
-				require.Equal(t, c.due, time.Until(tr.current().due))
+				require.Equal(t, c.due, time.Until(m.look("demo").st.Due))
 				calls := m.calls()
 				time.Sleep(c.due - time.Millisecond)
 				m.ok(logical.ReadOperation, "token/demo", nil)
@@ -381,7 +381,7 @@ func TestOddLifetimes(t *testing.T) {
 	}
 }
 
-func TestOneCallPerAccountWhoeverCauses(t *testing.T) {
+func TestOneCallAtATimeForAnAccount(t *testing.T) {
 	// Readers, ticks, writes of the configuration and the background, over many
 	// short lives: never two calls of one account at a time.
 	inBubble(t, wechatsim.Account{Lifetime: 20 * time.Second, Overlap: 12 * time.Second}, func(t *testing.T, m *mount) {
@@ -419,7 +419,7 @@ func TestUnknownNamesLeaveNothingInMemory(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		_, _ = m.requestContext(ctx, logical.ReadOperation, "token/unknown", nil)
-		require.Empty(t, m.keeper.accounts)
+		require.Empty(t, m.keeper.doors)
 		require.Zero(t, m.keeper.schedule.Len())
 		require.Zero(t, m.calls())
 	})
@@ -480,7 +480,7 @@ func TestAnAccountThatStorageDidNotGiveIsLoadedLater(t *testing.T) {
 		m.write("demo", nil)
 		m.close()
 		m.storage.failing(func(op, key string) error {
-			if op == "get" && key == "token/demo" {
+			if op == "get" && key == historyKey(account1Config()) {
 				return errStorage
 			}
 			return nil
@@ -500,8 +500,7 @@ func TestATokenWhoseLifeWeChatShortensIsNotHandedOutPastIt(t *testing.T) {
 		m.sim.Inject(wechatsim.Fault{Kind: "expires_in", ExpiresIn: "100", Times: 1})
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		st := m.keeper.lookup("demo").current()
-		require.WithinDuration(t, wallClock().Add(100*time.Second), st.token.end(), 10*time.Second)
+		require.WithinDuration(t, wallClock().Add(100*time.Second), m.look("demo").st.End, 10*time.Second)
 		require.Equal(t, first["expire_time"], m.read("demo")["expire_time"], "constant for one token")
 		require.LessOrEqual(t, m.read("demo")["ttl"], int64(10))
 	})
@@ -598,20 +597,15 @@ func TestAVerifiedWriteThatLearnsOfAnOutsideReplacementServesNoDeadToken(t *test
 func (m *mount) storedLater(by time.Duration) {
 	m.t.Helper()
 	ctx := m.t.Context()
-	tok, err := readToken(ctx, m.storage, "demo")
-	require.NoError(m.t, err)
-	tok.RotatedAt, tok.ExpireTime = tok.RotatedAt.Add(by), tok.ExpireTime.Add(by)
-	require.NoError(m.t, writeEntry(ctx, m.storage, "token/demo", tok))
-	h := m.history()
-	for i := range h.Forced {
-		h.Forced[i].At = h.Forced[i].At.Add(by)
+	r := m.history()
+	r.Rotated, r.Timed, r.Shown, r.End = r.Rotated.Add(by), r.Timed.Add(by), r.Shown.Add(by), r.End.Add(by)
+	for i := range r.Forced {
+		r.Forced[i].At = r.Forced[i].At.Add(by)
 	}
-	if l := h.Leak; l != nil {
-		l.Requested, l.Next, l.End = l.Requested.Add(by), l.Next.Add(by), l.End.Add(by)
+	if r.Leak != nil {
+		r.Leak.Requested = r.Leak.Requested.Add(by)
 	}
-	if h.Version != 0 { // there is one
-		require.NoError(m.t, writeEntry(ctx, m.storage, historyKey(account1Config()), h))
-	}
+	require.NoError(m.t, writeEntry(ctx, m.storage, historyKey(account1Config()), r))
 }
 
 // setClockBack sets the machine's clock back, until the test ends.
@@ -707,7 +701,7 @@ func TestAClockThatWasSetBackIsNoticedAfterARestart(t *testing.T) {
 					_, errcode := m.sim.Check(held)
 					require.Zero(t, errcode)
 				}
-				require.Zero(t, m.history().Epoch, "WeChat replaced the tokens by itself")
+				require.Zero(t, m.history().Fence, "WeChat replaced the tokens by itself")
 			})
 		})
 	}
@@ -735,11 +729,318 @@ func TestAReportInAnOutageIsNotForgotten(t *testing.T) {
 				m.refused(logical.UpdateOperation, "refresh/demo", nil)
 				time.Sleep(10 * time.Minute)
 				m.sim.ClearFaults()
-				time.Sleep(slowRetry)
+				time.Sleep(kept.SlowRetry)
 				synctest.Wait()
 				m.read("demo")
 				require.Equal(t, "healthy", m.statusOf("demo")["state"])
 			})
 		})
 	}
+}
+
+// The order in which the background takes names is read without the lock.
+func TestNamesOfOneTokenAreWrittenAndReadAtTheSameTime(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", nil)
+		m.write("b", nil)
+		var all sync.WaitGroup
+		for range 20 {
+			for _, name := range []string{"a", "b"} {
+				all.Go(func() { _ = m.try(logical.UpdateOperation, "config/"+name, map[string]any{"verify": true}) })
+				all.Go(func() { _ = m.try(logical.UpdateOperation, "config/"+name, map[string]any{"max_ttl": 60}) })
+			}
+			all.Wait()
+			time.Sleep(time.Second)
+		}
+		token := m.ok(logical.ReadOperation, "token/a", nil).Data["access_token"]
+		require.Equal(t, token, m.ok(logical.ReadOperation, "token/b", nil).Data["access_token"])
+		_, errcode := m.sim.Check(token.(string))
+		require.Zero(t, errcode)
+	})
+}
+
+func TestARecordThatAnotherNodeChangesDuringACall(t *testing.T) {
+	for _, path := range []string{"refresh/demo", "rotate/demo"} {
+		t.Run(path, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				time.Sleep(time.Minute)
+				m.sim.SetLatency(2 * time.Second)
+				done := make(chan struct{})
+				go func() { defer close(done); _ = m.try(logical.UpdateOperation, path, nil) }()
+				time.Sleep(time.Second)
+				m.InvalidateKey(t.Context(), historyKey(account1Config()))
+				<-done
+			})
+		})
+	}
+}
+
+func TestManyNamesOfOneTokenMakeFewCallsWhileWeChatIsDown(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		const n = 50
+		for i := range n {
+			m.write(fmt.Sprintf("n%02d", i), nil)
+		}
+		time.Sleep(rotationPeriod - time.Second)
+		for range 5000 {
+			m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009})
+		}
+		before := m.calls()
+		time.Sleep(2 * time.Minute)
+		require.Less(t, m.calls()-before, 20, "a quota waits from a minute to ten")
+		m.sim.ClearFaults()
+	})
+}
+
+func TestATokenWithoutAccountsIsNotWoken(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", nil)
+		m.storage.failing(func(op, key string) error {
+			if key == "config/a" && op == "delete" {
+				m.storage.lose = 1
+			}
+			return nil
+		})
+		require.Error(t, m.try(logical.DeleteOperation, "config/a", nil))
+		m.storage.failing(nil)
+		m.ticks(3)
+		require.Empty(t, m.stored())
+		require.Zero(t, m.keeper.schedule.Len())
+	})
+}
+
+func TestWhatChangesWhileItIsLoadedIsReadAgain(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.keeper.invalidate(historyKey(account1Config()))
+		key := historyKey(account1Config())
+		m.at("get", key, func() {})
+		m.storage.hooked(nil)
+		var reads atomic.Int32
+		m.storage.failing(func(op, k string) error {
+			if op == "get" && k == key && reads.Add(1) == 1 {
+				go m.keeper.invalidate(key)
+				time.Sleep(time.Millisecond)
+			}
+			return nil
+		})
+		m.read("demo")
+		m.read("demo")
+		require.EqualValues(t, 2, reads.Load(), "what was read first is stale")
+	})
+}
+
+func TestATokenThatTwoAccountsHaveLeftIsNotWoken(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", map[string]any{"sync_interval": 300})
+		m.storage.failing(func(op, key string) error {
+			if op == "delete" && key == "config/a" {
+				m.storage.lose = 1
+			}
+			return nil
+		})
+		require.Error(t, m.try(logical.DeleteOperation, "config/a", nil))
+		m.storage.failing(nil)
+		m.rollbackTick()
+		require.Zero(t, m.keeper.schedule.Len())
+	})
+}
+
+func TestAFirstReadWaitsForItsRequestTimeout(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("other", map[string]any{"request_timeout": 30})
+		m.write("demo", map[string]any{"verify": false, "request_timeout": 1})
+		m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "forced"})
+		var all sync.WaitGroup
+		all.Go(func() { m.refused(logical.UpdateOperation, "rotate/other", nil) })
+		synctest.Wait()
+		begin := time.Now()
+		_ = m.tokenOrError("demo")
+		took := time.Since(begin)
+		all.Wait()
+		require.LessOrEqual(t, took, 2*time.Second)
+	})
+}
+
+func TestAnAccountIsDeletedDuringATick(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.at("delete", "config/demo", func() { require.NoError(t, m.tick(t.Context(), nil)) })
+		m.ok(logical.DeleteOperation, "config/demo", nil)
+		require.NotContains(t, m.stored(), historyKey(account1Config()))
+	})
+}
+
+func TestWhatStorageDidNotTakeSurvivesATickDuringADelete(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		dead := m.read("demo")["access_token"]
+		time.Sleep(minCallInterval)
+		m.storage.failing(func(op, key string) error {
+			if op == "put" && key == historyKey(account1Config()) || op == "delete" {
+				return errStorage
+			}
+			return nil
+		})
+		m.sim.ForceOutside(testAppID)
+		require.Equal(t, true, m.refresh(dead)["changed"])
+		m.at("delete", "config/demo", func() { require.NoError(t, m.tick(t.Context(), nil)) })
+		m.refused(logical.DeleteOperation, "config/demo", nil)
+		m.storage.failing(nil)
+		require.NoError(t, m.tokenOrError("demo"))
+		time.Sleep(time.Minute)
+		require.NoError(t, m.tokenOrError("demo"))
+	})
+}
+
+func TestATokenAtHandIsReadThoughAComparisonHangs(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", map[string]any{"request_timeout": "30s"})
+		m.write("b", nil)
+		m.close()
+		m.storage.failing(func(op, key string) error {
+			if op == "get" && key == "config/b" {
+				return errStorage
+			}
+			return nil
+		})
+		m.open()
+		m.storage.failing(nil)
+		time.Sleep(5 * time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "normal"})
+		var all sync.WaitGroup
+		all.Go(func() { _ = m.try(logical.UpdateOperation, "refresh/a", nil) })
+		time.Sleep(time.Second)
+		require.NoError(t, m.tokenOrError("a"))
+		err := m.tokenOrError("b")
+		all.Wait()
+		require.NoError(t, err)
+	})
+}
+
+func TestAfterAFailoverADueTokenIsReadThoughWeChatHangs(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		const names = 30
+		for i := range names {
+			m.write(fmt.Sprintf("n%02d", i), nil)
+		}
+		m.close()
+		time.Sleep(rotationPeriod + time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "normal"})
+		m.at("list", "config/", func() { time.Sleep(10 * time.Second) }) // storage is slow at a start
+		m.backend = m.mountedOn(m.storage)
+		require.NoError(t, m.Initialize(t.Context(), &logical.InitializationRequest{Storage: m.storage}))
+		var mu sync.Mutex
+		failed := map[string]int{}
+		var all sync.WaitGroup
+		begin := time.Now()
+		for i := range names {
+			all.Go(func() {
+				for time.Since(begin) < 60*time.Second {
+					if err := m.tokenOrError(fmt.Sprintf("n%02d", i)); err != nil {
+						mu.Lock()
+						failed[err.Error()]++
+						mu.Unlock()
+					}
+					time.Sleep(time.Second)
+				}
+			})
+		}
+		all.Wait()
+		require.Empty(t, failed)
+	})
+}
+
+func TestADoorThatIsGoneTakesNoOtherWithIt(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		stale := m.keeper.enter("demo")
+		require.True(t, stale.lock.TryAcquire(1)) // a request for an unknown name
+		stale.release()
+		m.write("demo", nil)
+		stale.maintain(m.storage) // its job was set before the door was left
+		require.NotNil(t, m.keeper.known("demo"))
+		m.read("demo")
+		require.Len(t, *m.keeper.known("demo").holder.present.Load(), 1)
+	})
+}
+
+func TestAnAcceptedFirstCallIsNotRepeatedWhileAnotherNamesCallHangs(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", map[string]any{"request_timeout": "30s"})
+		m.write("b", map[string]any{"verify": false})
+		time.Sleep(time.Minute)
+		m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "normal", Times: 1})
+		var all sync.WaitGroup
+		all.Go(func() { _ = m.try(logical.UpdateOperation, "refresh/a", nil) })
+		time.Sleep(time.Second)
+		calls := m.calls()
+		for range 3 {
+			_ = m.tokenOrError("b")
+		}
+		all.Wait()
+		synctest.Wait()
+		require.Equal(t, calls+1, m.calls())
+		require.NoError(t, m.tokenOrError("b"))
+	})
+}
+
+func TestWhatATrialShowedOutlivesADeleteThatFails(t *testing.T) {
+	for _, tick := range []bool{false, true} {
+		t.Run(fmt.Sprint(tick), func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.sim.ForceOutside(testAppID)
+				m.storage.failing(func(op, key string) error {
+					if op == "put" && key == "config/new" {
+						m.sim.Inject(wechatsim.Fault{Kind: "status", Status: 503})
+						return errStorage
+					}
+					return nil
+				})
+				_ = m.try(logical.UpdateOperation, "config/new", account1(nil))
+				m.storage.failing(nil)
+				require.Error(t, m.tokenOrError("demo"), "it is known to be dead")
+				m.storage.hooked(func(op, key string) {
+					if op == "delete" && key == "config/demo" {
+						m.storage.failing(func(string, string) error { return errStorage })
+					}
+				})
+				m.refused(logical.DeleteOperation, "config/demo", nil)
+				m.storage.hooked(nil)
+				if tick {
+					m.keeper.tick()
+				}
+				m.storage.failing(nil)
+				for range 10 {
+					_ = m.tokenOrError("demo") // which checks that no dead one is given
+					time.Sleep(time.Minute)
+				}
+			})
+		})
+	}
+}
+
+func TestStatusTellsAHealthyAccountThoughAComparisonHangs(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", map[string]any{"request_timeout": "30s"})
+		m.write("b", nil)
+		m.close()
+		m.storage.failing(func(op, key string) error {
+			if op == "get" && key == "config/b" {
+				return errStorage
+			}
+			return nil
+		})
+		m.open()
+		m.storage.failing(nil)
+		time.Sleep(5 * time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "normal", Times: 1})
+		var all sync.WaitGroup
+		all.Go(func() { _ = m.try(logical.UpdateOperation, "refresh/a", nil) })
+		time.Sleep(time.Second)
+		listed := m.ok(logical.ListOperation, "status/", nil).Data["key_info"].(map[string]any)
+		all.Wait()
+		require.Equal(t, stateHealthy, listed["b"].(map[string]any)["state"])
+	})
 }

@@ -1,154 +1,128 @@
 package wechat
 
 import (
-	"bytes"
-	"crypto/sha256"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
 	"time"
+
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 )
 
-// leakAge is how long the second forced refresh of a leak response is tried for. A
-// leaked token has run out by then.
+// leakAge is how long the forced calls of a leak response are tried for. The leaked
+// credential has long ended by then.
 const leakAge = day
 
-// The distances of a leak response's calls. One that brings the same token again, or an
-// answer that does not tell what became of it, counts for the day's budget: a day of them
-// leaves something of it.
+// leakSpacing is the shortest wait between two attempts of a leak response.
+const leakSpacing = 30 * time.Second
+
+// The waits between attempts of a leak response. An attempt that brought the same credential
+// again, or whose answer was lost, counts for the day's budget. Those have the longer waits,
+// so that a day of them leaves some of it to operators.
 var (
-	backoffLeak    = backoff{First: forcedSpacing, Most: 10 * time.Minute}
-	backoffCounted = backoff{First: forcedSpacing, Most: 4 * time.Hour}
+	backoffRevocation = backoff{First: leakSpacing, Most: 10 * time.Minute}
+	backoffCounted    = backoff{First: leakSpacing, Most: 4 * time.Hour}
 )
 
-// latest is the token that WeChat named last.
-type latest struct {
-	token     string // "" if none is known
-	rotatedAt time.Time
-	end       time.Time
+// pursuit is when the pending leak response goes on. Only memory has it: after a restart it
+// follows from the forced calls in the record.
+type pursuit struct {
+	next     time.Time // no attempt before this
+	giveUp   time.Time // nor after this, by the steady clock
+	failures int       // in a row, of attempts that certainly had no effect
+	turn     int       // which of the accounts tries next
+	quota    bool      // the last of them failed for the daily quota
 }
 
-// leak is the answer to a leaked token, as long as it is not complete. WeChat lets a
-// token live on for a while after the forced refresh that replaced it, and kills it at
-// the next one, so the token is to be replaced twice.
-//
-// It stands in the history of its appid. The Put that announces its first forced call
-// stores it: the two are made together, undone together, and found together after a
-// crash. It is replaced whole, never changed, so that it is read without a lock.
-type leak struct {
-	By        string    `json:"by"`   // the account that asked for it
-	Turn      string    `json:"turn"` // the account whose credentials make the next call
-	Requested time.Time `json:"requested"`
-	Left      int       `json:"left"`  // how often the token is still to be replaced by force
-	Calls     int       `json:"calls"` // forced calls since the request, but those that certainly did nothing
-	Next      time.Time `json:"next"`  // no forced call before this
-
-	// Token is the digest of the token that WeChat named last, and End that token's end.
-	// Another token that WeChat names long before End shows that a forced call whose answer
-	// was lost has replaced it.
-	Token []byte    `json:"token"`
-	End   time.Time `json:"end,omitzero"`
-
-	// In memory only: a restart forgets what failed.
-	giveUp   time.Time // no call after this, by the clock that cannot be set
-	retry    time.Time // no call before this: the last attempt failed
-	failures int       // of attempts in a row, since the last forced call was announced
-	quota    bool      // the last of them failed because the daily quota is used up
+func (p *pursuit) nextTime() time.Time {
+	if p == nil {
+		return time.Time{}
+	}
+	return p.next
 }
 
-// newLeak is a leak response by the account, whose first call is yet to be made.
-func newLeak(by, token string, end time.Time) *leak {
-	return &leak{
-		By: by, Turn: by, Requested: wallClock().UTC(), Left: 2, Token: tokenDigest(token), End: end,
-		giveUp: time.Now().Add(leakAge),
+// newPursuit is the pursuit of the pending leak response from now on.
+func (st *state) newPursuit(now time.Time) *pursuit {
+	age := max(0, now.Sub(st.Leak.Requested))
+	p := &pursuit{giveUp: time.Now().Add(leakAge - age)}
+	return p.keptApart(st, now)
+}
+
+// keptApart is p with its next attempt after the wait that the forced calls since the
+// request call for. These are in storage, so a restart does not shorten the wait.
+func (p *pursuit) keptApart(st *state, now time.Time) *pursuit {
+	calls := st.Leak.calls(st.Forced)
+	last := now
+	if n := len(calls); n > 0 {
+		last = earliest(calls[n-1].At, now)
+	}
+	return &pursuit{giveUp: p.giveUp, next: last.Add(backoffCounted.After(max(1, len(calls)), randomFraction()))}
+}
+
+// calls are the forced calls of the leak response's present step, others that were made
+// meanwhile included. Their order tells, and not the clock, which may have been set since. If
+// the first is no longer in the record, all that are there came after it.
+func (l *leak) calls(forced []forcedCall) []forcedCall {
+	if l.First == 0 {
+		return nil
+	}
+	return forced[max(0, slices.IndexFunc(forced, func(f forcedCall) bool { return f.Fence == l.First })):]
+}
+
+// left returns how many of the day's forced calls may still be made.
+func (l limits) left(calls []forcedCall, now time.Time) int {
+	return max(0, l.perDay-len(lately(calls, now)))
+}
+
+// wait returns how long no forced call may be made.
+func (l limits) wait(calls []forcedCall, now time.Time) time.Duration {
+	calls = lately(calls, now)
+	wait := l.spacing(calls, now)
+	if n := len(calls); l.perDay > 0 && n >= l.perDay {
+		slices.SortFunc(calls, func(a, b forcedCall) int { return a.At.Compare(b.At) })
+		wait = max(wait, calls[n-l.perDay].At.Add(day).Sub(now))
+	}
+	return max(0, wait)
+}
+
+// spacing is the wait that the last of the calls alone asks for.
+func (l limits) spacing(calls []forcedCall, now time.Time) time.Duration {
+	if len(calls) == 0 {
+		return 0
+	}
+	last := calls[len(calls)-1].At
+	// If the call lies further ahead, the clock was set back since. The day's budget counts
+	// it, but its time says nothing about the wait.
+	if last.Sub(now) > storageTimeout+maxRequestTimeout+time.Minute {
+		return 0
+	}
+	return max(0, last.Add(l.apart).Sub(now))
+}
+
+// secondsUp is a wait in whole seconds. It is rounded up, so that a request after as many is
+// not refused again.
+func secondsUp(wait time.Duration) int64 { return int64(math.Ceil(wait.Seconds())) }
+
+// problem is the refusal of a forced call that would come too soon.
+func (l limits) problem(of string, calls []forcedCall, wait time.Duration, now time.Time) *problem {
+	meaning := fmt.Sprintf("%s wants %d seconds between two forced refreshes of an appid", of, l.apart/time.Second)
+	if l.left(calls, now) == 0 {
+		meaning = fmt.Sprintf("%s allows %d forced refreshes of an appid in 24 hours", of, l.perDay)
+	}
+	return &problem{
+		Rule: rule{
+			Class: upstream.ClassQuota, Status: http.StatusTooManyRequests, Backoff: backoff{First: wait, Most: wait},
+			Meaning: meaning, Advice: fmt.Sprintf("try again in %d seconds", secondsUp(wait)),
+		},
+		Local: true, HadNoEffect: true,
 	}
 }
 
-func tokenDigest(token string) []byte {
-	sum := sha256.Sum256([]byte(token))
-	return sum[:]
-}
-
-// due is when the next call is to be made.
-func (l *leak) due() time.Time {
-	if l.retry.After(l.Next) {
-		return l.retry
-	}
-	return l.Next
-}
-
-// expired reports whether l is given up.
-func (l *leak) expired() bool { return time.Now().After(l.giveUp) }
-
-// distance is how long after a forced call the next one may be made.
-func (l *leak) distance() time.Duration {
-	return backoffCounted.After(max(1, l.Calls-1), randomFraction())
-}
-
-// called is l after one more forced call, which reaches WeChat at the given time at the
-// latest.
-func (l *leak) called(at time.Time) *leak {
-	next := *l
-	next.Calls++
-	next.Next = at.Add(next.distance()).UTC()
-	next.retry, next.failures, next.quota = time.Time{}, 0, false
-	return &next
-}
-
-// named is l after WeChat has named this token. One token in the place of another counts
-// as replaced by force if a forced call brought it, or if WeChat itself would not have
-// replaced the other yet.
-func (l *leak) named(named latest, forced bool) *leak {
-	next := *l
-	sum := tokenDigest(named.token)
-	switch same := bytes.Equal(sum, l.Token); {
-	case same && !l.End.IsZero():
-		return l
-	case !same && (forced || l.End.Sub(named.rotatedAt) > overlap):
-		next.Left--
-	}
-	next.Token, next.End = sum, named.end.UTC()
-	return &next
-}
-
-// checked is l as it is read from storage, or after the clock was set back to now: what
-// lies ahead further than it can have been noted is brought near. The clock that can be
-// set decides only once, here, when l is given up.
-func (l *leak) checked(now time.Time) *leak {
-	next := *l
-	if latest := now.Add(l.distance()); l.Next.After(latest) {
-		next.Next = latest
-	}
-	if l.End.Sub(now) > maxLifetime+clockTolerance {
-		next.End = time.Time{} // then a normal call's answer shows no replacement
-	}
-	if l.giveUp.IsZero() {
-		next.giveUp = time.Now().Add(leakAge - max(0, now.Sub(l.Requested)))
-	}
-	next.retry = time.Time{}
-	return &next
-}
-
-// failed notes an attempt that ended in err.
-func (l *leak) failed(err error) {
-	l.failures++
-	l.quota = isQuota(problemOf(err))
-	l.retry = wallClock().Add(backoffLeak.After(l.failures, randomFraction()))
-}
-
-// mended ends the wait for what a person has mended, but not the one between two forced
-// calls.
-func (l *leak) mended() {
-	l.retry, l.failures, l.quota = time.Time{}, 0, false
-	if next := wallClock().Add(forcedSpacing); l.Next.After(next) {
-		l.Next = next
-	}
-}
-
-// olderLeak is a leak response as builds before this one stored it: an entry of the
-// write-ahead log. It is turned into a field of the history when its account is loaded,
-// and Vault's tick drops the entry.
-type olderLeak struct {
-	Name      string    `json:"name"`
-	AccountID string    `json:"account_id"`
-	Target    int       `json:"target"` // of token.Forced
-	Requested time.Time `json:"requested"`
-	Epoch     int64     `json:"epoch"` // the one that its first forced call began; 0 if that call is known to have been made
+// attempt is what is known of the last forced call that may have had an effect.
+type attempt struct {
+	by       string    // the account that made it, "" if that was before the engine's start
+	at       time.Time // when it was begun, or reached WeChat at the latest
+	known    bool      // its answer is
+	replaced bool      // it replaced the token
 }

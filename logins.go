@@ -78,9 +78,9 @@ type logins struct {
 
 // loginAccount is what the logins of one account share.
 type loginAccount struct {
-	appid   string // the key of its history, see historyKey
-	places  *semaphore.Weighted
-	failing map[string]*failing
+	identity string
+	places   *semaphore.Weighted
+	failing  map[string]*failing
 }
 
 // codeDigest stands for an account and a code, which no key or record may show.
@@ -121,7 +121,7 @@ func login[T any](
 	key := codeDigest(sha256.Sum256([]byte(cfg.ID + "\x00" + code)))
 	got, err := answers.Do(ctx, key, func(ctx context.Context) (got T, keep bool, err error) {
 		err = l.attempt(ctx, name, cfg, a, key, func() error {
-			got, err = call(ctx, cfg.endpoint(), code)
+			got, err = call(ctx, cfg.endpoint(false), code)
 			return err
 		})
 		p := problemOf(err)
@@ -183,21 +183,21 @@ func (l *logins) of(name string, cfg *config, a string) (*loginAccount, *failing
 		account = &loginAccount{places: semaphore.NewWeighted(maxLogins), failing: make(map[string]*failing)}
 		l.accounts[name] = account
 	}
-	account.appid = historyKey(cfg)
+	account.identity = platformOf(cfg).identity(cfg)
 	if account.failing[a] == nil {
 		account.failing[a] = &failing{}
 	}
 	return account, account.failing[a]
 }
 
-// mended forgets the failures of the account of this name and of those of this appid: a
-// configuration was written, or a quota cleared. A call in the air notes its end in a
-// record that is not read any more.
-func (l *logins) mended(name, appid string) {
+// mended forgets the failures of the account of this name and of those of this identity: a
+// configuration was written, or a quota cleared. A call in
+// progress notes its end in a record that is not read any more.
+func (l *logins) mended(name, identity string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for other, account := range l.accounts {
-		if other == name || account.appid == appid {
+		if other == name || account.identity == identity {
 			clear(account.failing)
 		}
 	}
@@ -220,13 +220,13 @@ func (l *logins) clearQuota(ctx context.Context, name string, cfg *config, clear
 		if p := f.admit(codeDigest{}, 0); p != nil {
 			return at, false, p
 		}
-		err = l.client.clearQuota(ctx, cfg.endpoint())
+		err = l.client.clearQuota(ctx, cfg.endpoint(false))
 		p := problemOf(err)
 		if p != nil {
 			l.log.Warn("the quota was not cleared", append([]any{"account", name}, p.LogFields()...)...)
 		} else if err == nil {
 			l.log.Info("the quota was cleared", "account", name, "appid", cfg.AppID)
-			l.mended(name, historyKey(cfg))
+			l.mended(name, platformOf(cfg).identity(cfg))
 			cleared()
 		}
 		if p != nil && p.HadNoEffect && p.Errcode != 0 {

@@ -46,13 +46,13 @@ func oneOf[T any](dice *rand.Rand, values ...T) T { return values[dice.IntN(len(
 // chance is true in so many of a hundred cases.
 func chance(dice *rand.Rand, percent int) bool { return dice.IntN(100) < percent }
 
-// moment is a time that no other has.
-func moment(dice *rand.Rand) time.Duration {
+// instant is a time that no other has.
+func instant(dice *rand.Rand) time.Duration {
 	return 1 + time.Duration(dice.Int64N(int64(time.Millisecond)))
 }
 
 // pause lets everything else come to rest that is to happen at this moment.
-func pause(dice *rand.Rand) { time.Sleep(moment(dice)) }
+func pause(dice *rand.Rand) { time.Sleep(instant(dice)) }
 
 // traced is one line of a trace.
 type traced struct {
@@ -192,10 +192,10 @@ func (x *model) blip(dice *rand.Rand) {
 		x.m.sim.Inject(wechatsim.Fault{Kind: "reset"})
 	}
 	for range oneOf(dice, 0, 1, 1, 2, 3) {
-		time.Sleep(oneOf(dice, 0, time.Second, 5*time.Second, 13*time.Second) + moment(dice))
+		time.Sleep(oneOf(dice, 0, time.Second, 5*time.Second, 13*time.Second) + instant(dice))
 		x.operate(dice)
 	}
-	time.Sleep(oneOf(dice, time.Second, 5*time.Second, 20*time.Second) + moment(dice))
+	time.Sleep(oneOf(dice, time.Second, 5*time.Second, 20*time.Second) + instant(dice))
 	if down {
 		x.m.sim.ClearFaults()
 	}
@@ -262,7 +262,7 @@ func (p *process) write(op, key string, do func() error) error {
 	if p.x.calm.Load() || !p.x.kinds["stray"] || strings.HasPrefix(key, configPrefix) || !chance(dice, 15) {
 		return do()
 	}
-	late := oneOf(dice, 700*time.Millisecond, 4*time.Second, 9*time.Second, 20*time.Second) + moment(dice)
+	late := oneOf(dice, 700*time.Millisecond, 4*time.Second, 9*time.Second, 20*time.Second) + instant(dice)
 	done := make(chan error, 1)
 	p.x.strays.Go(func() {
 		time.Sleep(late)
@@ -286,12 +286,15 @@ func (x *model) landed(p *process, key string) {
 	if p.instance == x.instance {
 		return
 	}
-	if strings.HasPrefix(key, rotationPrefix) {
+	if strings.HasPrefix(key, tokenRecords) {
 		x.overwritten = append(x.overwritten, time.Now())
 	}
-	if n := x.accounts[strings.TrimPrefix(key, tokenPrefix)]; n != nil {
-		n.overwritten = true // the very token may have been told by both, at times of their own
-		clear(n.rotatedAt)
+	for _, n := range x.accounts {
+		cfg := newConfig()
+		if cfg.AppID, cfg.BaseURL = n.appid, n.baseURL; key == weixin.recordKey(tokenSlot, weixin.identity(cfg)) {
+			n.overwritten = true // the very token may have been told by both, at times of their own
+			clear(n.rotatedAt)
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/upstream"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
@@ -384,7 +385,7 @@ func (r *recorder) outcome() (callOutcome, string) {
 	switch {
 	case body.Errcode != 0 && body.Errcode != -1:
 		return callRefused, ""
-	case body.Errcode == 0 && body.Token != "" && r.expiresIn >= minTTL:
+	case body.Errcode == 0 && body.Token != "" && r.expiresIn >= kept.MinTTL:
 		return callAnswered, body.Token
 	}
 	return callUnknown, ""
@@ -421,7 +422,7 @@ func (x *model) every(stop chan struct{}, dice *rand.Rand, wait func() time.Dura
 		select {
 		case <-stop:
 			return
-		case <-time.After(wait() + moment(dice)):
+		case <-time.After(wait() + instant(dice)):
 			do()
 		}
 	}
@@ -538,7 +539,7 @@ func (x *model) misfortune(dice *rand.Rand) {
 	case what.kind == "burst":
 		for range oneOf(dice, 2, 3, 5) {
 			x.reload(oneOf(dice, "orderly", "abrupt", "crash", "crash"))
-			time.Sleep(oneOf(dice, 300*time.Millisecond, 3*time.Second, 8*time.Second, 25*time.Second) + moment(dice))
+			time.Sleep(oneOf(dice, 300*time.Millisecond, 3*time.Second, 8*time.Second, 25*time.Second) + instant(dice))
 		}
 	default:
 		x.reload(what.how)
@@ -567,7 +568,7 @@ func (x *model) storageIll(dice *rand.Rand) {
 		x.m.storage.failing(func(op, key string) error {
 			write := op == "put" || op == "delete"
 			if how == "all fails" || how == "writes fail" && write || how == "some fail" && chance(x.draw("fails", op, key), 40) ||
-				how == "history fails" && write && strings.HasPrefix(key, rotationPrefix) {
+				how == "history fails" && write && strings.HasPrefix(key, tokenRecords) {
 				return errStorage
 			}
 			return nil
@@ -753,7 +754,7 @@ func (x *model) checkAsking(n *modelAccount, before snapshot, now time.Time) {
 	recent := func(at time.Time) bool { return at.After(long) }
 	if !x.settled(n, before) || !n.exists || recent(n.writtenAt) || recent(x.opened) || x.ill || recent(x.trouble) ||
 		slices.ContainsFunc(x.jumps, recent) || x.blurred(now, now) ||
-		slices.ContainsFunc(x.calls, func(c *modelCall) bool { return c.name == n.name && recent(c.sent) }) {
+		slices.ContainsFunc(x.calls, func(c *modelCall) bool { return c.group == n.group() && recent(c.sent) }) {
 		return
 	}
 	x.violatedLocked("%s: reads fail, and WeChat was not asked for %s", n.name, patience)
@@ -764,7 +765,7 @@ func (x *model) checkAsking(n *modelAccount, before snapshot, now time.Time) {
 func (x *model) checkAsked(n *modelAccount, before snapshot) {
 	since := before.began.Add(-minCallInterval - time.Second)
 	if !x.settled(n, before) || len(x.jumps) > 0 || slices.ContainsFunc(x.calls, func(c *modelCall) bool {
-		return c.name == n.name && c.outcome == callAnswered && !c.over.Before(since)
+		return c.group == n.group() && c.outcome == callAnswered && !c.over.Before(since)
 	}) {
 		return
 	}
@@ -801,7 +802,7 @@ func (x *model) setBack(n *modelAccount) bool {
 		return false
 	}
 	return !slices.ContainsFunc(x.calls, func(c *modelCall) bool {
-		return c.name == n.name && c.group == n.group() && c.outcome == callAnswered && c.sent.After(x.back) && c.instance == x.instance
+		return c.group == n.group() && c.outcome == callAnswered && c.sent.After(x.back) && c.instance == x.instance
 	})
 }
 
@@ -853,16 +854,11 @@ func (x *model) checkToken(n *modelAccount, token string, now time.Time) {
 		if !f.forced || f.group != n.group() || !f.sent.Before(now) || !issued.Before(f.sent) || f.token == token {
 			continue
 		}
-		// An account that shares it has asked since, and this one was answered with it.
-		again, own := false, false
-		for _, c := range x.calls {
-			if c.group == f.group && c.outcome == callAnswered && c.token == token && !c.over.After(now) {
-				again = again || !c.reached.Before(f.sent)
-				own = own || c.name == n.name && !c.over.Before(f.sent)
-			}
-		}
+		again := slices.ContainsFunc(x.calls, func(c *modelCall) bool { // for any of the names that share it
+			return c.group == f.group && c.outcome == callAnswered && c.token == token && !c.over.After(now) && !c.reached.Before(f.sent)
+		})
 		switch {
-		case again && own:
+		case again:
 		case f.over.IsZero() || f.over.After(now):
 			x.violatedLocked("%s: %s is handed out while a forced call is in the air", n.name, short(token))
 		case f.over.Equal(now) || f.outcome == callRefused:
@@ -957,14 +953,16 @@ func (x *model) report(n *modelAccount, dice *rand.Rand) {
 
 func (x *model) rotate(n *modelAccount, revoke bool) {
 	x.mu.Lock()
-	calls := 1
-	if revoke {
-		calls = 2
-		for _, f := range x.forces {
+	for appid, f := range x.forces {
+		switch {
+		case n.sure && n.writing == 0 && n.appid != appid:
+		case revoke:
+			f.calls += 2
 			f.revocations++
+		default:
+			f.calls++
 		}
 	}
-	appid := n.appid
 	from := time.Time{}
 	for _, c := range x.calls {
 		if c.name == n.name && c.appid == n.appid && c.outcome == callAnswered && c.over.Before(time.Now()) {
@@ -981,11 +979,6 @@ func (x *model) rotate(n *modelAccount, revoke bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.noteLocked("rotate %s revoke %t since %s: %v %v", n.name, revoke, before.began.Format("05.000"), err, resp != nil && len(resp.Warnings) > 0)
-	for other, f := range x.forces {
-		if other == appid || !x.settled(n, before) { // or a write that overlaps has changed the appid
-			f.calls += calls
-		}
-	}
 	pending := err == nil || strings.Contains(err.Error(), "the revocation goes on")
 	if revoke && pending && x.settled(n, before) && n.exists && len(x.jumps) == before.jumps && before.instance == x.instance {
 		n.revoking, n.revokedFrom, n.revokedAt = true, from, before.began
@@ -1299,15 +1292,15 @@ func (x *model) remove() {
 		synctest.Wait()
 	}
 	for _, key := range x.m.stored() {
-		if !strings.HasPrefix(key, rotationPrefix) {
+		if !strings.HasPrefix(key, tokenRecords) {
 			x.violated("%s is left in storage", key)
 		}
 	}
 	k := x.m.keeper
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	if len(k.accounts) > 0 || len(k.appids.all) > 0 || k.schedule.Len() > 0 {
-		x.violated("memory still holds %d accounts, %d appids, %d wakes", len(k.accounts), len(k.appids.all), k.schedule.Len())
+	if len(k.doors) > 0 || len(k.holders) > 0 || k.schedule.Len() > 0 {
+		x.violated("memory still holds %d names, %d holders, %d wakes", len(k.doors), len(k.holders), k.schedule.Len())
 	}
 }
 
@@ -1326,10 +1319,10 @@ func (x *model) checkCalls() {
 	open := map[string]*modelCall{}
 	perDay := map[string][]time.Time{}
 	for _, c := range x.calls {
-		if o := open[c.name]; o != nil && (o.over.IsZero() || c.sent.Before(o.over)) {
+		if o := open[c.name+c.group]; o != nil && (o.over.IsZero() || c.sent.Before(o.over)) {
 			x.violated("%s: two calls in flight, sent %s and %s", c.name, o.sent.Format("15:04:05.000"), c.sent.Format("15:04:05.000"))
 		}
-		open[c.name] = c
+		open[c.name+c.group] = c
 		if !c.forced || c.outcome == callRefused {
 			continue
 		}

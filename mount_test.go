@@ -104,8 +104,8 @@ func (m *mount) reopen() {
 // for where none may be.
 func (m *mount) tokens() []string {
 	var all []string
-	for kind := range ticketTypes {
-		if current := m.sim.CurrentTicket(testAppID, kind.String()); current != "" {
+	for _, kind := range []string{"jsapi", "wx_card"} {
+		if current := m.sim.CurrentTicket(testAppID, kind); current != "" {
 			all = append(all, current)
 		}
 	}
@@ -179,13 +179,46 @@ func account1(changes map[string]any) map[string]any {
 // account1Config is that configuration as far as it says which history is its.
 func account1Config() *config { return &config{AppID: testAppID, BaseURL: testURL} }
 
-// history returns the stored history of the appid of account1.
-func (m *mount) history() *history {
+// rotationPeriod is the usual life of a token in the cache.
+const rotationPeriod = maxLifetime - refreshMargin
+
+// tokenRecords is where the records of tokens are stored, and historyKey that of one.
+const tokenRecords = "held/wechat/token/"
+
+func historyKey(cfg *config) string { return ticketKey(tokenSlot, cfg) }
+
+// ticketKey is where a ticket of the account of a configuration is stored.
+func ticketKey(of slot, cfg *config) string {
+	return weixin.recordKey(of, weixinIdentity(cfg))
+}
+
+// history returns the stored record of the token of account1; one without a version is none.
+func (m *mount) history() *record { return m.record(account1Config()) }
+
+func (m *mount) record(cfg *config) *record {
 	m.t.Helper()
-	h := &history{}
-	_, err := readEntry(m.t.Context(), m.storage, historyKey(account1Config()), h)
+	r, err := readRecord(m.t.Context(), m.storage, historyKey(cfg))
 	require.NoError(m.t, err)
-	return h
+	if r == nil {
+		return &record{}
+	}
+	return r
+}
+
+// tokenKey is where the record of the account's token is stored.
+func (m *mount) tokenKey(name string) string {
+	m.t.Helper()
+	a := m.keeper.known(name)
+	require.NotNil(m.t, a, name)
+	return a.holder.key
+}
+
+// look is how the account's token stands in memory.
+func (m *mount) look(name string) held {
+	m.t.Helper()
+	a := m.keeper.known(name)
+	require.NotNil(m.t, a, name)
+	return a.look(tokenSlot)
 }
 
 // write configures an account with sync_interval 0, unless changes say

@@ -138,7 +138,7 @@ func TestClearingTheQuotaEndsTheWaitForIt(t *testing.T) {
 
 // An account of the same AppID may be busy for as long as it likes: a stranger's, whose
 // proxy never answers.
-func TestClearingTheQuotaWaitsForNobody(t *testing.T) {
+func TestClearingTheQuotaWaitsForNoOtherCall(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("victim", nil)
 		for n := range 3 {

@@ -52,7 +52,7 @@ var configFields = map[string]*framework.FieldSchema{
 	"sync_interval": {
 		Type:         framework.TypeDurationSecond,
 		Default:      int(defaultSyncInterval / time.Second),
-		Description:  "How often the engine checks that its token is still the current one: at least 1m, or 0 for never. Default: 5m.",
+		Description:  "How often the engine checks that its token is still the current one: at least 1m, or 0 for never. Where accounts share a token, the shortest of theirs counts. Default: 5m.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Sync interval"},
 	},
 	"max_ttl": {
@@ -162,7 +162,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	if done.ended {
 		resp.AddWarning("The revocation that was pending has ended, incomplete: it was of the other appid's token.")
 	}
-	b.warnOfTwins(ctx, resp, name, done.appid)
+	b.warnOfTwins(ctx, resp, name, done.account)
 	if len(resp.Warnings) == 0 {
 		return nil, nil
 	}
@@ -191,13 +191,13 @@ func refusedWrite(name string, stored, changes bool, err error) (*logical.Respon
 // untried reports whether p says nothing of the credentials, and will for longer than a
 // moment.
 func untried(p *problem) bool {
-	return p.Status == http.StatusBadGateway && !isForcing(p) || isQuota(p)
+	return p.Status == http.StatusBadGateway || isQuota(p)
 }
 
 // warnOfTwins adds a warning that tells of the mount's other accounts with the same
 // appid at the same upstream. It names those of the same level, whose names the writer
 // may know, and counts the others.
-func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name string, ap *appid) {
+func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name string, a *account) {
 	timeout := time.NewTimer(loadPatience)
 	defer timeout.Stop()
 	select {
@@ -206,7 +206,7 @@ func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name 
 	case <-timeout.C:
 		resp.AddWarning("Not all accounts of this mount are loaded yet, so others with the same appid may not be told of.")
 	}
-	twins := ap.others(name)
+	twins := a.holder.others(name)
 	near := slices.DeleteFunc(slices.Clone(twins), func(twin string) bool { return levelOf(twin) != levelOf(name) })
 	if far := len(twins) - len(near); far == len(twins) && far > 0 {
 		near = append(near, fmt.Sprintf("%d at other levels", far))
@@ -214,7 +214,7 @@ func (b *backend) warnOfTwins(ctx context.Context, resp *logical.Response, name 
 		near = append(near, fmt.Sprintf("and %d at other levels", far))
 	}
 	if len(near) > 0 {
-		resp.AddWarning(fmt.Sprintf("Other accounts of this mount have the same appid: %s. They share WeChat's token: a forced refresh of one replaces the token of all.", strings.Join(near, ", ")))
+		resp.AddWarning(fmt.Sprintf("Other accounts of this mount have the same appid: %s. WeChat has one token for it: a forced refresh of one replaces the token of all.", strings.Join(near, ", ")))
 	}
 }
 
@@ -255,5 +255,6 @@ token at once; changing only the secret keeps it.
 A write with an unknown field, or with none at all, is refused and changes
 nothing.
 
-Deleting config/<name> removes the account and its token.
+Deleting config/<name> removes the account. Accounts with the same appid and
+base_url share one token, which goes with the last of them.
 `

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -356,7 +357,7 @@ func TestARefusedWriteLeavesRememberedFailures(t *testing.T) {
 func TestAnAcceptedWriteBringsTheToken(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
-		require.Equal(t, []string{"config/demo", "token/demo"}, m.stored())
+		require.Equal(t, []string{"config/demo", m.tokenKey("demo")}, m.stored())
 		token := m.served("demo")
 		require.Equal(t, m.sim.Current(testAppID), token["access_token"])
 		m.reopen()
@@ -387,7 +388,7 @@ func TestANewSecretKeepsTheToken(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.write("demo", nil)
 				before := m.served("demo")
-				stored := m.snapshot()["token/demo"]
+				stored := m.snapshot()[historyKey(account1Config())]
 				time.Sleep(10 * time.Minute)
 				m.sim.Update(testAppID, func(a *wechatsim.Account) { a.Secret = next })
 				calls := m.calls()
@@ -396,12 +397,12 @@ func TestANewSecretKeepsTheToken(t *testing.T) {
 
 				after := m.served("demo")
 				require.Equal(t, before, after)
-				now := m.snapshot()["token/demo"]
+				now := m.snapshot()[historyKey(account1Config())]
 				require.Equal(t, !verify, stored == now, "which credentials WeChat has accepted is stored, and nothing else changes")
-				var was, is token
+				var was, is record
 				require.NoError(t, json.Unmarshal([]byte(stored), &was))
 				require.NoError(t, json.Unmarshal([]byte(now), &is))
-				was.Credentials = is.Credentials
+				was.Names = is.Names
 				require.Equal(t, was, is)
 				time.Sleep(rotationPeriod)
 				require.NotEqual(t, before["access_token"], m.read("demo")["access_token"], "the next one comes with the new secret")
@@ -437,7 +438,7 @@ func TestAnotherAppIDOrBaseURLEndsTheOldTokenAtOnce(t *testing.T) {
 					m.update("demo", data)
 					if verify {
 						require.Equal(t, calls+1, m.calls())
-						require.Equal(t, []string{"config/demo", "token/demo"}, m.stored())
+						require.Equal(t, []string{"config/demo", m.tokenKey("demo")}, m.stored())
 					} else {
 						require.Equal(t, calls, m.calls())
 						require.Equal(t, []string{"config/demo"}, m.stored(), "the old token is gone")
@@ -572,7 +573,7 @@ func TestDeleteRemovesConfigurationAndToken(t *testing.T) {
 		}
 		first := m.served("demo")
 		require.Nil(t, m.ok(logical.DeleteOperation, "config/team", nil))
-		require.Equal(t, []string{"config/demo", "config/team/a", "token/demo", "token/team/a"}, m.stored(), "what is below the name stays")
+		require.Equal(t, []string{"config/demo", "config/team/a", m.tokenKey("demo")}, m.stored(), "what is below the name stays")
 		require.Nil(t, m.ok(logical.DeleteOperation, "config/demo", nil))
 		require.Nil(t, m.ok(logical.DeleteOperation, "config/team/a", nil))
 		require.Empty(t, m.stored())
@@ -602,5 +603,183 @@ func TestDeleteEndsWhatWasRemembered(t *testing.T) {
 		m.ok(logical.DeleteOperation, "config/demo", nil)
 		m.write("demo", map[string]any{"verify": false})
 		m.read("demo")
+	})
+}
+
+func TestATickDuringATrialLosesNoToken(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.sim.SetLatency(3 * time.Second)
+		done := make(chan struct{})
+		go func() { defer close(done); m.write("demo", nil) }()
+		time.Sleep(time.Second)
+		m.rollbackTick()
+		<-done
+		synctest.Wait()
+		if m.keeper.known("demo") == nil {
+			t.Error("the account is in memory of none")
+		}
+		if m.history().Value == "" {
+			t.Error("the token is not stored")
+		}
+		begin := time.Now()
+		m.read("demo")
+		require.Zero(t, time.Since(begin), "the first read is served from the cache")
+	})
+}
+
+func TestTheLastNameTakesTheTokenWithIt(t *testing.T) {
+	for _, how := range []string{"deleted", "moved"} {
+		t.Run(how, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("a", nil)
+				m.write("b", nil)
+				m.storage.failing(func(op, key string) error { // the configuration's write is carried out, its answer lost
+					if key != "config/a" || op == "get" {
+						return nil
+					}
+					m.storage.lose = 1
+					return nil
+				})
+				if how == "deleted" {
+					require.Error(t, m.try(logical.DeleteOperation, "config/a", nil))
+				} else {
+					require.Error(t, m.try(logical.UpdateOperation, "config/a", map[string]any{"appid": otherAppID, "verify": false}))
+				}
+				m.storage.failing(nil)
+				m.ticks(2)
+				require.Empty(t, m.walEntries())
+				require.NotContains(t, m.history().Names, "a")
+				m.ok(logical.DeleteOperation, "config/b", nil)
+				m.ticks(2)
+				r := m.history()
+				require.Empty(t, r.Names, "a name without its configuration")
+				require.Empty(t, r.Value, "a token without its configuration")
+			})
+		})
+	}
+}
+
+func TestADeleteWhileTheBackgroundHangs(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		const n = 15
+		for i := range n {
+			m.write(fmt.Sprintf("n%02d", i), nil)
+		}
+		time.Sleep(rotationPeriod - time.Second)
+		for range n {
+			m.sim.Inject(wechatsim.Fault{Kind: "hang"})
+		}
+		time.Sleep(2 * time.Second)
+		begin := time.Now()
+		err := m.try(logical.DeleteOperation, "config/n00", nil)
+		t.Logf("delete took %s: %v", time.Since(begin), err)
+		m.ticks(10)
+		require.Empty(t, m.walEntries())
+		for i := range n {
+			m.ok(logical.DeleteOperation, fmt.Sprintf("config/n%02d", i), nil)
+		}
+		m.ticks(2)
+		require.Empty(t, m.history().Names)
+		require.Empty(t, m.history().Value)
+	})
+}
+
+// Whatever becomes of the write.
+func TestWhatATrialNoticesIsHeardByTheOthers(t *testing.T) {
+	for _, fails := range []string{"wal/", "config/c"} {
+		t.Run(fails, func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+				m.write("a", nil)
+				m.write("c", map[string]any{"appid": otherAppID})
+				m.sim.ForceOutside(testAppID)
+				m.storage.failing(func(op, key string) error {
+					if op == "put" && strings.HasPrefix(key, fails) {
+						return errStorage
+					}
+					return nil
+				})
+				require.Error(t, m.try(logical.UpdateOperation, "config/c", map[string]any{"appid": testAppID}))
+				m.storage.failing(nil)
+				m.read("a")
+			})
+		})
+	}
+}
+
+func TestWhatATrialNoticesIsHeardWhileStorageIsSlow(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", nil)
+		m.sim.ForceOutside(testAppID)
+		m.storage.hooked(func(op, key string) {
+			if op == "put" && key == "config/c" {
+				time.Sleep(20 * time.Second)
+			}
+		})
+		var all sync.WaitGroup
+		all.Go(func() { m.write("c", nil) })
+		time.Sleep(10 * time.Second)
+		resp := m.ok(logical.ReadOperation, "token/a", nil)
+		_, errcode := m.sim.Check(resp.Data["access_token"].(string))
+		all.Wait()
+		require.Zero(t, errcode, "a dead token is handed out")
+	})
+}
+
+func TestWhatTheTickFinishesOfADeleteMemoryForgets(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		const n = 20
+		for i := range n {
+			m.write(fmt.Sprintf("n%02d", i), nil)
+		}
+		time.Sleep(rotationPeriod - time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "hang"})
+		time.Sleep(2 * time.Second)
+		err := m.try(logical.DeleteOperation, "config/n00", nil)
+		t.Logf("delete: %v", err)
+		m.sim.ClearFaults()
+		m.ticks(10)
+		require.Empty(t, m.walEntries())
+		for i := 1; i < n; i++ {
+			m.ok(logical.DeleteOperation, fmt.Sprintf("config/n%02d", i), nil)
+		}
+		m.ticks(2)
+		require.Empty(t, m.history().Names)
+		require.Empty(t, m.history().Value)
+	})
+}
+
+func TestATrialLeavesATokenThatStillWorks(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("twin", nil)
+		m.reopenWithoutBackground()
+		held := m.read("twin")["access_token"].(string)
+		time.Sleep(rotationPeriod + 20*time.Second)
+		m.at("put", "config/new", func() { m.sim.Inject(wechatsim.Fault{Kind: "status", Status: 503}) })
+		m.write("new", nil)
+		_, errcode := m.sim.Check(held)
+		require.Zero(t, errcode)
+		require.NoError(t, m.tokenOrError("twin"))
+		require.NoError(t, m.tokenOrError("new"))
+	})
+}
+
+func TestAReaderOfANameThatMovesWaitsForItsRequestTimeout(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
+		m.write("other", map[string]any{"request_timeout": 30})
+		m.write("demo", map[string]any{"request_timeout": 1})
+		m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "forced"})
+		var all sync.WaitGroup
+		all.Go(func() { m.refused(logical.UpdateOperation, "rotate/other", nil) })
+		synctest.Wait()
+		all.Go(func() { m.write("demo", map[string]any{"appid": otherAppID}) })
+		synctest.Wait()
+		begin := time.Now()
+		_ = m.tokenOrError("demo")
+		took := time.Since(begin)
+		all.Wait()
+		require.LessOrEqual(t, took, 2*time.Second)
 	})
 }

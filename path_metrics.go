@@ -97,7 +97,7 @@ func (k *keeper) Describe(chan<- *prometheus.Desc) {}
 // no answer any more.
 func (k *keeper) Collect(into chan<- prometheus.Metric) {
 	now := wallClock()
-	all, revoking := k.portraits(now)
+	all, revoking := k.portraits()
 	gauge(into, descBuild, 1, Version, runtime.Version())
 	gauge(into, descRevocations, float64(revoking))
 	due, since := k.schedule.Waiting()
@@ -141,7 +141,9 @@ func listAccounts(into chan<- prometheus.Metric, all []portrait) {
 			gauge(into, descSuccess, unixSeconds(p.lastSuccess), p.name)
 		}
 		gauge(into, descFailures, float64(p.failures), p.name)
-		gauge(into, descBudget, float64(p.budget), p.name)
+		if p.forcible {
+			gauge(into, descBudget, float64(p.budget), p.name)
+		}
 	}
 }
 
@@ -155,30 +157,32 @@ type portrait struct {
 	lastSuccess time.Time     // zero if there was none since the plugin started
 	failures    int
 	lastError   class // of the failure that status/ shows, "" if there is none
+	forcible    bool  // it is replaced on demand
 	budget      int   // forced refreshes left
 }
 
-// portraits returns one of every account in memory, and how many leak responses are
-// pending.
-func (k *keeper) portraits(now time.Time) (all []portrait, revoking int) {
+// portraits returns one of every account in memory, and how many of them have a
+// revocation pending.
+func (k *keeper) portraits() (all []portrait, revoking int) {
 	k.mu.RLock()
-	accounts := slices.Collect(maps.Values(k.accounts))
+	doors := slices.Collect(maps.Values(k.doors))
 	k.mu.RUnlock()
-	for _, a := range accounts {
-		st := a.current()
-		if st == nil {
-			all = append(all, portrait{name: a.name, state: stateUnloaded})
+	for _, d := range doors {
+		v := d.account.Load()
+		if v == nil || v.holder.state.Load() == nil {
+			all = append(all, portrait{name: d.name, state: stateUnloaded})
 			continue
 		}
-		if l := st.appid.leak.Load(); l != nil && l.By == a.name {
+		seen := v.look(tokenSlot)
+		if seen.revoking() {
 			revoking++
 		}
-		p := portrait{name: a.name, state: st.health(now), lastSuccess: st.lastSuccess, budget: st.budget()}
-		if st.usable(now) {
-			p.remaining = st.left(now)
+		p := portrait{name: d.name, state: seen.health(), lastSuccess: seen.st.Answered, forcible: seen.forcible(), budget: seen.budget()}
+		if seen.st.Usable(seen.now) {
+			p.remaining = seen.st.Left(seen.now)
 		}
-		if f := st.trouble(); f != nil {
-			p.failures, p.lastError = f.count, f.Class
+		if f := seen.trouble(); f != nil {
+			p.failures, p.lastError = f.Count, f.Class
 		}
 		all = append(all, p)
 	}

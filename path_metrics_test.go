@@ -112,7 +112,7 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 			func(m *mount) { m.read("cold") },
 			map[string]float64{
 				`wechat_token_reads_total{result="fetched"}`:                        1,
-				`wechat_refreshes_total{result="replaced"}`:                         1,
+				`wechat_refreshes_total{result="confirmed"}`:                        1,
 				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 1,
 			},
 		},
@@ -184,9 +184,8 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 			func(m *mount) { m.read("cold"); time.Sleep(startHoldOff); synctest.Wait() },
 			map[string]float64{
 				`wechat_token_reads_total{result="fetched"}`:                        1,
-				`wechat_refreshes_total{result="outside"}`:                          1,
-				`wechat_refreshes_total{result="replaced"}`:                         1, // demo has it, too
-				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 2,
+				`wechat_refreshes_total{result="outside"}`:                          1, // demo has it, too
+				`wechat_calls_total{api="stable_token",errcode="none",result="ok"}`: 1,
 			},
 		},
 		"a token that has run out by itself": {
@@ -259,7 +258,7 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 			},
 		},
 		"a forced refresh that storage prevents": {
-			func(m *mount) { m.storage.failing(failedPut(rotationPrefix)) },
+			func(m *mount) { m.storage.failing(failedPut(tokenRecords)) },
 			func(m *mount) { _, _ = m.request(logical.UpdateOperation, "rotate/demo", nil) },
 			map[string]float64{
 				`wechat_forced_refreshes_total{result="prevented"}`: 1,
@@ -354,7 +353,7 @@ func TestEveryRequestIsCountedByWhatCameOfIt(t *testing.T) {
 		"a read whose storage fails": {
 			func(m *mount) {
 				m.reopen()
-				m.keeper.lookup("demo").forget()
+				m.keeper.invalidate("config/demo")
 				m.storage.failing(func(op, _ string) error {
 					if op == "get" {
 						return errStorage
@@ -479,7 +478,7 @@ func TestAccountsAreShownAsTheyAre(t *testing.T) {
 		for name := range m.measured() {
 			require.NotContains(t, name, odd, "a deleted account leaves no series")
 		}
-		m.keeper.lookup("pending").forget()
+		m.keeper.invalidate("config/pending")
 		got = m.measured()
 		require.Equal(t, 1.0, got[`wechat_accounts{state="unloaded"}`])
 		require.Zero(t, got[`wechat_accounts{state="pending"}`])
@@ -510,7 +509,7 @@ func TestAWriteThatWeChatRefusesIsNoAccountsError(t *testing.T) {
 func TestAnAccountWhoseTokenIsNotStoredHasAnErrorOfStorage(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
-		m.storage.failing(failedPut(tokenPrefix))
+		m.storage.failing(failedPut(heldPrefix))
 		time.Sleep(rotationPeriod)
 		synctest.Wait()
 		require.Equal(t, 1.0, m.measured()[`wechat_accounts_last_error{class="storage"}`])
@@ -567,13 +566,15 @@ func TestOfManyAccountsTheWorstAreShownAndTheOthersCounted(t *testing.T) {
 		m.ok(logical.UpdateOperation, "rotate/"+last, nil)
 		require.Contains(t, listed(m.measured()), last, "the budget of the others is whole")
 
-		bad := m.keeper.lookup(f.name(maxListed + 10))
-		now := time.Now()
-		bad.setState(bad.current().failed(&problem{Rule: upstream.RuleUnavailable}, now, now, 1))
-		worse := m.keeper.lookup(f.name(maxListed + 11))
-		dead := *worse.current().failed(&problem{Rule: upstream.RuleUnavailable}, now, now, 1)
-		dead.token = nil
-		worse.setState(&dead)
+		for i := maxListed + 10; i < maxListed+12; i++ {
+			a := m.keeper.known(f.name(i))
+			a.failures[tokenSlot].Store((*failure)(nil).after(&problem{Rule: upstream.RuleUnavailable}, moment(), moment()))
+			if i > maxListed+10 {
+				dead := *a.holder.state.Load()
+				dead.End = time.Now()
+				a.holder.state.Store(&dead)
+			}
+		}
 		got = m.measured()
 		require.Contains(t, listed(got), f.name(maxListed+10))
 		require.Contains(t, listed(got), f.name(maxListed+11))

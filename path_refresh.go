@@ -48,28 +48,28 @@ func (b *backend) refreshToken(ctx context.Context, req *logical.Request, data *
 	if rejected == "" && sets(data, "rejected_token") {
 		return logical.ErrorResponse("rejected_token is empty: write the token that WeChat rejected, or leave the field out to mean the current one"), nil
 	}
-	st, changed, err := b.keeper.report(ctx, req.Storage, name, rejected)
+	seen, changed, err := b.keeper.report(ctx, req.Storage, name, rejected)
 	result := "unchanged"
 	if changed {
 		result = "changed"
 	}
-	b.keeper.metrics.reports.count(st != nil, err, result)
+	b.keeper.metrics.reports.count(seen.account != nil, err, result)
 	if err != nil {
 		return failureResponse(fmt.Sprintf("the token of account %q was not refreshed", name), err)
 	}
-	if st == nil {
+	if seen.account == nil {
 		return unknownAccount(ctx, req, name), nil
 	}
 	var known any
 	if rejected != "" {
-		known = st.isCurrent(rejected) || st.wasEarlier(rejected)
+		known = seen.st.is(rejected) || seen.st.was(rejected)
 	}
 	return &logical.Response{Data: map[string]any{
 		"changed":             changed,
 		"known":               known,
-		"last_vault_rotation": st.token.RotatedAt.Format(time.RFC3339Nano),
-		"expire_time":         timestamp(st.token.ExpireTime),
-		"ttl":                 st.ttl(wallClock()),
+		"last_vault_rotation": seen.st.Rotated.Format(time.RFC3339Nano),
+		"expire_time":         timestamp(seen.st.Shown),
+		"ttl":                 seen.ttl(),
 	}}, nil
 }
 

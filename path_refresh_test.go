@@ -243,7 +243,7 @@ func TestAReportAfterAForcedRefreshThatFailedIsAnsweredByWeChat(t *testing.T) {
 	})
 }
 
-func TestAReportOfATokenThatIsReplacedWaitsForNobody(t *testing.T) {
+func TestAReportOfATokenThatWasReplacedDoesNotWait(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		old := m.read("demo")["access_token"]
@@ -294,7 +294,7 @@ func TestRefreshRotateAndStatusOfAnUnknownOrImpossibleName(t *testing.T) {
 			}
 		}
 		require.Empty(t, m.stored())
-		require.Empty(t, m.keeper.accounts)
+		require.Empty(t, m.keeper.doors)
 	})
 }
 

@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -47,13 +48,12 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 	revoke := data.Get("revoke").(bool)
 	done, err := b.keeper.rotate(ctx, req.Storage, name, revoke)
 	if err != nil {
-		st := b.keeper.remembered(name)
-		words := rotateFailure(st, name, revoke, err)
-		switch p := problemOf(err); {
-		case p == nil:
+		words := b.rotateFailure(name, revoke, err)
+		if early, ok := errors.AsType[*tooSoon](err); ok {
+			words, err = early.words(name, revoke), early.advised(name, revoke)
+		}
+		if problemOf(err) == nil {
 			return nil, fmt.Errorf("%s: %w", words, err)
-		case p.Local && st != nil:
-			words, err = tooSoon(st, name, revoke, p)
 		}
 		return operatorResponse(words, upstream.WithoutRetryPromise(err))
 	}
@@ -61,8 +61,8 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 		return unknownAccount(ctx, req, name), nil
 	}
 	resp := &logical.Response{Data: map[string]any{
-		"last_vault_rotation": done.state.token.RotatedAt.Format(time.RFC3339Nano),
-		"expire_time":         timestamp(done.state.token.ExpireTime),
+		"last_vault_rotation": done.st.Rotated.Format(time.RFC3339Nano),
+		"expire_time":         timestamp(done.st.Shown),
 		"rotations_remaining": done.remaining,
 	}}
 	if done.same {
@@ -71,11 +71,10 @@ func (b *backend) rotateToken(ctx context.Context, req *logical.Request, data *f
 	return resp, nil
 }
 
-// rotateFailure says in what err leaves the account whose state is st, nil if memory holds
-// none.
-func rotateFailure(st *state, name string, revoke bool, err error) string {
+// rotateFailure says in what err leaves the account.
+func (b *backend) rotateFailure(name string, revoke bool, err error) string {
 	switch {
-	case hadNoEffect(err) && st != nil && st.leak(name) != nil:
+	case hadNoEffect(err) && b.keeper.revoking(name):
 		return fmt.Sprintf("the token of account %q was not replaced now, and the revocation that is pending goes on by itself", name)
 	case hadNoEffect(err):
 		return fmt.Sprintf("the token of account %q was not replaced", name)
@@ -85,67 +84,60 @@ func rotateFailure(st *state, name string, revoke bool, err error) string {
 	return fmt.Sprintf("whether the token of account %q was replaced is not known: it is not handed out until WeChat has told", name)
 }
 
-// tooSoon says what became of the account's token, and of a leak's answer, where the limit p
-// forbids a forced refresh, and what to do. A client repeats what got no answer, and sees
-// only the last one: so it tells what the call before did, which may have been its own.
-func tooSoon(st *state, name string, revoke bool, p *problem) (words string, told *problem) {
-	copied := *p
-	words, told = fmt.Sprintf("the token of account %q was not replaced", name), &copied
-	last := st.appid.lately() // nil if the day's budget alone forbids it
-	if last != nil {
-		words += last.outcome(name)
-	}
-	if l := st.leak(name); l != nil {
-		next := wallClock().Add(p.Backoff.First)
-		if due := l.due(); due.After(next) {
-			next = due
+// words says what became of the token of the account name, and of a leak's answer: by the
+// last attempt, which may have been the same client's.
+func (e *tooSoon) words(name string, revoke bool) string {
+	words := fmt.Sprintf("the token of account %q was not replaced", name)
+	if e.last != nil {
+		before := e.last.described(name)
+		switch {
+		case e.last.replaced:
+			words += " again, as " + before + " has replaced it"
+		case e.last.known:
+			words += ", nor has " + before + " replaced it"
+		case e.last.by == "":
+			words += " now, and whether " + before + " has replaced it is not known"
+		default:
+			words += " now, and whether " + before + " has replaced it is not known yet"
 		}
-		told.Advice = fmt.Sprintf("nothing: its next step comes in %d seconds, at %s; watch revocation in status/%s",
-			secondsUp(next.Sub(wallClock())), timestamp(next), name)
-		return words + ", and the revocation that is pending goes on by itself", told
 	}
-	completed := st.appid.revokedAt()
-	answered := last != nil && !completed.Before(last.at.Truncate(timestampUnit)) && completed.Sub(wallClock()) < clockTolerance
 	switch {
-	case answered:
-		words += ", and the revocation was complete at " + timestamp(completed)
+	case !e.next.IsZero():
+		words += ", and the revocation that is pending goes on by itself"
+	case !e.completed.IsZero():
+		words += ", and the revocation was complete at " + timestamp(e.completed)
 	case revoke:
 		words += ", and no revocation is pending"
 	}
-	switch {
-	case last == nil:
-	case last.replaced && (!revoke || answered):
-		told.Advice = "nothing if that is what you wanted; otherwise " + told.Advice
-	case !last.known:
-		told.Advice = fmt.Sprintf("see last_vault_rotation in status/%s: it changes when the token does; to replace it again, %s", name, told.Advice)
-	}
-	return words, told
+	return words
 }
 
-// outcome says to the account name what the forced call did.
-func (l *lately) outcome(name string) string {
-	before := l.described(name)
+// advised is the problem with what to do about it.
+func (e *tooSoon) advised(name string, revoke bool) *problem {
+	told := *e.problem
 	switch {
-	case l.replaced:
-		return " again, as " + before + " has replaced it"
-	case l.known:
-		return ", nor has " + before + " replaced it"
-	case l.by == "":
-		return " now, and whether " + before + " has replaced it is not known"
+	case !e.next.IsZero():
+		told.Advice = fmt.Sprintf("nothing: its next step comes in %d seconds, at %s; watch revocation in status/%s",
+			secondsUp(e.next.Sub(wallClock())), timestamp(e.next), name)
+	case e.last == nil:
+	case e.last.replaced && (!revoke || !e.completed.IsZero()):
+		told.Advice = "nothing if that is what you wanted; otherwise " + told.Advice
+	case !e.last.known:
+		told.Advice = fmt.Sprintf("see last_vault_rotation in status/%s: it changes when the token does; to replace it again, %s", name, told.Advice)
 	}
-	return " now, and whether " + before + " has replaced it is not known yet"
+	return &told
 }
 
 // described names the forced call to the account name: of another level's accounts only
 // that they are there.
-func (l *lately) described(name string) string {
+func (a *attempt) described(name string) string {
 	switch {
-	case l.by == "":
-		return fmt.Sprintf("a forced refresh at %s, before the engine's last start,", timestamp(l.at))
-	case levelOf(l.by) != levelOf(name):
-		return fmt.Sprintf("the forced refresh of an account at another level at %s", timestamp(l.at))
+	case a.by == "":
+		return fmt.Sprintf("a forced refresh at %s, before the engine's last start,", timestamp(a.at))
+	case levelOf(a.by) != levelOf(name):
+		return fmt.Sprintf("the forced refresh of an account at another level at %s", timestamp(a.at))
 	}
-	return fmt.Sprintf("the forced refresh of account %q at %s", l.by, timestamp(l.at))
+	return fmt.Sprintf("the forced refresh of account %q at %s", a.by, timestamp(a.at))
 }
 
 const rotateHelp = `

@@ -91,23 +91,23 @@ func (b *backend) sign(ctx context.Context, req *logical.Request, name, page str
 	if err := checkPage(page); err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	ts, st, now, err := b.keeper.ticket(ctx, req.Storage, name, jsapiTicket)
-	b.keeper.metrics.signatures.count(st != nil, err, "signed")
+	seen, err := b.keeper.get(ctx, b.keeper.metrics.watched(req.Storage), name, jsapiTicket)
+	b.keeper.metrics.signatures.count(seen.account != nil, err, "signed")
 	if err != nil {
 		return failureResponse(fmt.Sprintf("no signature for account %q", name), err)
 	}
-	if st == nil {
+	if seen.account == nil {
 		return unknownAccount(ctx, req, name), nil
 	}
-	nonce := randomText()
+	nonce, now := randomText(), seen.now.Wall.Unix()
 	resp := &logical.Response{Data: map[string]any{
-		"appid":     st.appID,
-		"timestamp": now.Unix(),
+		"appid":     seen.cfg.AppID,
+		"timestamp": now,
 		"noncestr":  nonce,
-		"signature": signature(ts.ticket.Ticket, nonce, now.Unix(), page),
+		"signature": signature(seen.st.Value, nonce, now, page),
 		"url":       page,
 	}}
-	ts.warn(resp)
+	seen.warn(resp)
 	if what := unseen(page); what != "" {
 		resp.AddWarning(fmt.Sprintf("This signature will hardly fit the page: url has %s. WeChat compares with the browser's location.href: "+
 			"let the page send encodeURIComponent(location.href.split('#')[0]), and decode it once.", what))

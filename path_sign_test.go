@@ -203,13 +203,13 @@ func TestASignatureForAnUnknownAccountNamesThePathToWrite(t *testing.T) {
 				require.Contains(t, text, "wechat/config/absent")
 			})
 		}
-		require.Empty(t, m.keeper.accounts, "nothing is left behind")
+		require.Empty(t, m.keeper.doors, "nothing is left behind")
 	})
 }
 
 func TestTheTicketsTTLFollowsTheComparisons(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		for cap, want := range map[int]struct{ first, most int64 }{0: {600, 600}, 10: {10, 10}, 240: {240, 240}} {
+		for cap, want := range map[int]struct{ first, most int64 }{0: {660, 660}, 10: {10, 10}, 240: {240, 240}} {
 			m.write("demo", map[string]any{"max_ttl": cap})
 			m.ok(logical.DeleteOperation, "config/demo", nil)
 			m.write("demo", map[string]any{"max_ttl": cap})
@@ -242,7 +242,7 @@ func TestATicketIsReadWithItsSixFields(t *testing.T) {
 			require.Equal(t, want, m.ok(logical.ReadOperation, "ticket/demo", map[string]any{"type": kind}).Data)
 		}
 		require.Equal(t, "jsapi", m.ok(logical.ReadOperation, "ticket/demo", nil).Data["type"], "the default")
-		require.Equal(t, []string{"config/demo", "ticket/jsapi/demo", "ticket/wx_card/demo", "token/demo"}, m.stored())
+		require.Equal(t, []string{"config/demo", ticketKey(jsapiTicket, account1Config()), historyKey(account1Config()), ticketKey(cardTicket, account1Config())}, m.stored())
 		for _, kind := range []string{"", "JSAPI", "jsapi ", "card", strings.Repeat("v4lue", 1<<10), "v4lue\n"} {
 			status, text := m.refused(logical.ReadOperation, "ticket/demo", map[string]any{"type": kind})
 			require.Equal(t, http.StatusBadRequest, status)

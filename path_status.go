@@ -52,42 +52,45 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	st, err := b.keeper.stateOf(ctx, req.Storage, name)
+	seen, err := b.keeper.stateOf(ctx, req.Storage, name)
 	if err != nil {
 		return nil, err
 	}
-	if st == nil {
+	if seen.account == nil {
 		return unknownAccount(ctx, req, name), nil
 	}
-	now := wallClock()
+	st := seen.st
 	fields := map[string]any{
-		"appid":                st.appID,
-		"state":                st.health(now),
+		"appid":                seen.cfg.AppID,
+		"state":                seen.health(),
 		"last_vault_rotation":  nil,
 		"expire_time":          nil,
 		"next_refresh_time":    nil,
-		"last_success_time":    orNull(st.lastSuccess),
+		"last_success_time":    orNull(st.Answered),
 		"last_error":           nil,
 		"consecutive_failures": 0,
 		"next_attempt_time":    nil,
-		"rotations_remaining":  st.budget(),
-		"revocation":           orNull(st.revokedAt()),
+		"rotations_remaining":  nil,
+		"revocation":           orNull(st.RevokedAt),
 		"rejections":           st.rejections,
 		"last_rejection_time":  orNull(st.lastRejection),
-		"tickets":              b.keeper.ticketStatus(name, st, now),
+		"tickets":              seen.tickets(),
 	}
-	if t := st.token; t != nil {
-		fields["last_vault_rotation"] = t.RotatedAt.Format(time.RFC3339Nano)
-		fields["expire_time"] = timestamp(t.ExpireTime)
-		fields["next_refresh_time"] = timestamp(st.dueTime())
+	if st.Value != "" {
+		fields["last_vault_rotation"] = st.Rotated.Format(time.RFC3339Nano)
+		fields["expire_time"] = timestamp(st.Shown)
+		fields["next_refresh_time"] = timestamp(st.DueTime())
 	}
-	if st.leak(name) != nil {
+	if seen.forcible() {
+		fields["rotations_remaining"] = seen.budget()
+	}
+	if seen.revoking() {
 		fields["revocation"] = revocationPending
 	}
-	if f := st.trouble(); f != nil {
+	if f := seen.trouble(); f != nil {
 		fields["last_error"] = f.fields()
-		fields["consecutive_failures"] = f.count
-		fields["next_attempt_time"] = timestamp(st.wake())
+		fields["consecutive_failures"] = f.Count
+		fields["next_attempt_time"] = timestamp(seen.nextAttempt())
 	}
 	return &logical.Response{Data: fields}, nil
 }
@@ -96,7 +99,7 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 func (f *failure) fields() map[string]any {
 	fields := map[string]any{
 		"errcode": nil, "class": string(f.Class), "message": f.Message(),
-		"time": timestamp(f.at), "advice": f.Advice,
+		"time": timestamp(f.At), "advice": f.Advice,
 	}
 	if f.Errcode != 0 {
 		fields["errcode"] = f.Errcode
@@ -104,33 +107,27 @@ func (f *failure) fields() map[string]any {
 	return fields
 }
 
-// ticketStatus is what status/ shows of the account's tickets, nil if none was used.
-func (k *keeper) ticketStatus(name string, st *state, now time.Time) any {
-	a := k.lookup(name)
-	if a == nil {
-		return nil
+// tickets is what status/ shows of the account's tickets, nil if none was used.
+func (seen held) tickets() any {
+	if !seen.admitted() {
+		return nil // those of other names are not its own
 	}
 	all := map[string]any{}
-	for kind := range ticketTypes {
-		t := a.tickets[kind].Load()
-		if t == nil {
-			continue
-		}
-		ts := t.state.Load()
-		if !ts.of(st) {
-			continue
-		}
+	for _, t := range seen.holder.family()[1:] {
+		ticket := seen.look(t.slot)
 		fields := map[string]any{
-			"state": ts.health(now), "last_vault_rotation": nil,
-			"last_success_time": orNull(ts.lastSuccess), "last_error": nil,
+			"state": ticket.health(), "last_vault_rotation": nil,
+			"last_success_time": orNull(ticket.st.Answered), "last_error": nil,
 		}
-		if ts.ticket != nil {
-			fields["last_vault_rotation"] = ts.ticket.RotatedAt.Format(time.RFC3339Nano)
+		if ticket.st.Value != "" {
+			fields["last_vault_rotation"] = ticket.st.Rotated.Format(time.RFC3339Nano)
 		}
-		if f := ts.trouble(); f != nil {
+		if f := ticket.trouble(); f != nil {
 			fields["last_error"] = f.fields()
+		} else if !ticket.st.Usable(ticket.now) { // it was not used for long, and is fetched at its next use
+			fields["state"] = statePending
 		}
-		all[kind.String()] = fields
+		all[t.issuer.credential] = fields
 	}
 	if len(all) == 0 {
 		return nil
@@ -155,24 +152,23 @@ func (b *backend) listStatus(ctx context.Context, req *logical.Request, data *fr
 		return nil, err
 	}
 	keys = page(storedNames(keys), data)
-	now := wallClock()
 	info := make(map[string]any, len(keys))
 	for _, key := range keys {
 		if strings.HasSuffix(key, "/") {
 			continue
 		}
-		st, err := b.keeper.stateOf(ctx, req.Storage, level+key)
+		seen, err := b.keeper.stateOf(ctx, req.Storage, level+key)
 		fields := map[string]any{"appid": nil, "state": stateFailing, "expire_time": nil}
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case err != nil: // one that storage does not give hides none of the others
-		case st == nil:
+		case seen.account == nil:
 			continue // deleted since it was listed
 		default:
-			fields["appid"], fields["state"] = st.appID, st.health(now)
-			if st.token != nil {
-				fields["expire_time"] = timestamp(st.token.ExpireTime)
+			fields["appid"], fields["state"] = seen.cfg.AppID, seen.health()
+			if seen.st.Value != "" {
+				fields["expire_time"] = timestamp(seen.st.Shown)
 			}
 		}
 		info[key] = fields
@@ -186,7 +182,8 @@ attempt to get a token failed, the current one is valid), "failing" (there is
 no valid token) or "pending" (no token was read yet). "last_error" says
 what WeChat answered, in which class that falls, and what to do about it. What
 failed is kept in memory: it is forgotten at a restart and at a write of the
-configuration. Neither token nor secret is ever shown.
+configuration. Accounts that share a token show the same times, and each its own
+failures. Neither token nor secret is ever shown.
 
 LIST status/ gives appid, state and expire_time of each account of a level, as
 key_info. With recursive=true the names of all levels below are listed in one

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -85,16 +86,17 @@ func TestStatusOfManyAccountsInOneCall(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		const n = 10_000
 		var names []string
-		tok := &token{Version: schemaVersion, AccessToken: "a-token-of-which-nothing-is-shown", RotatedAt: wallClock().UTC(), ExpireTime: wallClock().UTC().Add(2 * time.Hour)}
+		at, end := wallClock().UTC(), wallClock().UTC().Add(2*time.Hour)
+		r := &record{Version: schemaVersion, Credential: kept.Credential{Value: "a-token-of-which-nothing-is-shown", Rotated: at, Timed: at, Shown: end, End: end}}
 		cfg := newConfig()
 		cfg.Secret = testSecret
 		for i := range n {
 			name := fmt.Sprintf("team-%d/app-%05d", i%7, i)
 			names = append(names, name)
 			cfg.ID, cfg.AppID = fmt.Sprint(i), fmt.Sprintf("wx%d", i)
-			tok.AccountID, tok.Credentials = cfg.ID, cfg.ID
+			r.Names = map[string]admission{name: {cfg.ID, cfg.Credentials}}
 			require.NoError(t, storeConfig(t.Context(), m.storage, name, cfg))
-			require.NoError(t, writeEntry(t.Context(), m.storage, tokenPrefix+name, tok))
+			require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(cfg), r))
 		}
 		m.reopen()
 		<-m.keeper.loaded
@@ -107,11 +109,11 @@ func TestStatusOfManyAccountsInOneCall(t *testing.T) {
 		info := resp.Data["key_info"].(map[string]any)
 		require.Len(t, info, n)
 		require.Equal(t, map[string]any{
-			"appid": "wx3", "state": "healthy", "expire_time": timestamp(tok.ExpireTime),
+			"appid": "wx3", "state": "healthy", "expire_time": timestamp(r.Shown),
 		}, info["team-3/app-00003"])
 		raw, err := json.Marshal(resp.Data)
 		require.NoError(t, err)
-		require.NotContains(t, string(raw), tok.AccessToken)
+		require.NotContains(t, string(raw), r.Value)
 		require.NotContains(t, string(raw), testSecret)
 
 		top := m.ok(logical.ListOperation, "status/", nil)

@@ -18,8 +18,8 @@ func (b *backend) ticketPaths() []*framework.Path {
 		fields: map[string]*framework.FieldSchema{
 			"type": {
 				Type:          framework.TypeString,
-				Default:       jsapiTicket.String(),
-				AllowedValues: []any{jsapiTicket.String(), cardTicket.String()},
+				Default:       "jsapi",
+				AllowedValues: []any{"jsapi", "wx_card"},
 				Query:         true,
 				Description:   "jsapi, for pages, or wx_card, for cards. Default: jsapi.",
 			},
@@ -47,36 +47,37 @@ func (b *backend) readTicket(ctx context.Context, req *logical.Request, data *fr
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	kind, err := ticketTypeNamed(data.Get("type").(string))
+	kind := data.Get("type").(string)
+	of, err := weixin.slotNamed(kind)
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
-	ts, st, now, err := b.keeper.ticket(ctx, req.Storage, name, kind)
+	seen, err := b.keeper.get(ctx, req.Storage, name, of)
 	if err != nil {
 		return failureResponse(fmt.Sprintf("no %s ticket for account %q", kind, name), err)
 	}
-	if st == nil {
+	if seen.account == nil {
 		return unknownAccount(ctx, req, name), nil
 	}
 	resp := &logical.Response{Data: map[string]any{
-		"ticket":              ts.ticket.Ticket,
-		"appid":               st.appID,
-		"type":                kind.String(),
-		"ttl":                 ts.ttl(now, st.maxTTL),
-		"rotation_period":     int64(ticketPeriod / time.Second),
-		"last_vault_rotation": ts.ticket.RotatedAt.Format(time.RFC3339Nano),
+		"ticket":              seen.st.Value,
+		"appid":               seen.cfg.AppID,
+		"type":                kind,
+		"ttl":                 seen.ttl(),
+		"rotation_period":     int64(maxLifetime / time.Second),
+		"last_vault_rotation": seen.st.Rotated.Format(time.RFC3339Nano),
 	}}
-	ts.warn(resp)
+	seen.warn(resp)
 	return resp, nil
 }
 
-// warn tells the user of the ticket that WeChat could not be asked about it.
-func (ts *ticketState) warn(resp *logical.Response) {
-	if ts.failure == nil {
+// warn tells the user of a ticket that WeChat could not be asked about it.
+func (seen held) warn(resp *logical.Response) {
+	if seen.failure == nil {
 		return
 	}
 	resp.AddWarning(fmt.Sprintf("WeChat confirmed the ticket at %s and could not be asked about it since: %s. Last attempt at %s. It is used until %s.",
-		timestamp(ts.ticket.ConfirmedAt), ts.failure, timestamp(ts.failure.at), timestamp(ts.ticket.end())))
+		timestamp(seen.st.Timed), seen.failure.problem, timestamp(seen.failure.At), timestamp(seen.st.End)))
 }
 
 const ticketHelp = `

@@ -65,29 +65,30 @@ func (b *backend) readToken(ctx context.Context, req *logical.Request, name stri
 		}
 	}
 	result := "cached"
-	st, now, cached, err := b.keeper.readMemory(name)
+	seen, cached, err := b.keeper.glance(name, tokenSlot)
 	if !cached {
 		result = "fetched"
-		st, now, err = b.keeper.readWaiting(ctx, b.keeper.metrics.watched(req.Storage), name)
+		seen, err = b.keeper.fetch(ctx, b.keeper.metrics.watched(req.Storage), name, tokenSlot)
 	}
-	b.keeper.metrics.reads.count(st != nil, err, result)
+	b.keeper.metrics.reads.count(seen.account != nil, err, result)
 	if err != nil {
 		return failureResponse(fmt.Sprintf("no token for account %q", name), err)
 	}
-	if st == nil {
+	if seen.account == nil {
 		return unknownAccount(ctx, req, name), nil
 	}
+	st := seen.st
 	resp := &logical.Response{Data: map[string]any{
-		"access_token":        st.token.AccessToken,
-		"appid":               st.appID,
-		"ttl":                 st.ttl(now),
-		"rotation_period":     int64(rotationPeriod / time.Second),
-		"last_vault_rotation": st.token.RotatedAt.Format(time.RFC3339Nano),
-		"expire_time":         timestamp(st.token.ExpireTime),
+		"access_token":        st.Value,
+		"appid":               seen.cfg.AppID,
+		"ttl":                 seen.ttl(),
+		"rotation_period":     int64(seen.holder.issuer.policy(seen.cfg).Period() / time.Second),
+		"last_vault_rotation": st.Rotated.Format(time.RFC3339Nano),
+		"expire_time":         timestamp(st.Shown),
 	}}
-	if st.failure != nil && !st.failure.begun.Before(st.due) {
+	if f := seen.failure; f != nil && !f.Begun.Before(st.Due) {
 		resp.AddWarning(fmt.Sprintf("This token is valid until %s but could not be replaced yet: %s. Last attempt at %s, next at %s.",
-			timestamp(st.token.end()), st.failure, timestamp(st.failure.at), timestamp(st.failure.next)))
+			timestamp(st.End), f.problem, timestamp(f.At), timestamp(f.Next)))
 	}
 	return resp, nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -178,7 +179,7 @@ func TestAWarningComesOnlyWithADueTokenThatCannotBeReplaced(t *testing.T) {
 		for _, age := range []time.Duration{0, time.Minute, time.Hour, rotationPeriod - time.Millisecond} {
 			require.Empty(t, warnings(age), "after %s", age)
 		}
-		for _, age := range []time.Duration{rotationPeriod + time.Minute, maxLifetime - minTTL} {
+		for _, age := range []time.Duration{rotationPeriod + time.Minute, maxLifetime - kept.MinTTL} {
 			got := warnings(age)
 			require.Len(t, got, 1, "after %s", age)
 			require.Contains(t, got[0], "valid until "+first["expire_time"].(string))

@@ -44,9 +44,9 @@ func (m *mount) known() map[string]state {
 	m.keeper.mu.RLock()
 	defer m.keeper.mu.RUnlock()
 	all := map[string]state{}
-	for name, t := range m.keeper.accounts {
-		if st := t.current(); st != nil {
-			all[name] = *st
+	for name, t := range m.keeper.doors {
+		if a := t.account.Load(); a != nil && a.holder.state.Load() != nil {
+			all[name] = *a.holder.state.Load()
 		}
 	}
 	return all
@@ -87,7 +87,7 @@ func TestEveryPathTakesEveryValidName(t *testing.T) {
 			require.Equal(t, testAppID, m.ok(logical.ReadOperation, "config/"+name, nil).Data["appid"], name)
 			require.Equal(t, testAppID, m.read(name)["appid"], name)
 			require.Equal(t, testAppID, m.signs(name).Data["appid"], name)
-			require.Contains(t, m.stored(), ticketKey(jsapiTicket, name))
+			require.Contains(t, m.stored(), ticketKey(jsapiTicket, account1Config()))
 			require.Contains(t, m.stored(), storageKey(configPrefix, name), "case is kept")
 			level, last := "", name
 			if slash := strings.LastIndex(name, "/"); slash >= 0 {
@@ -675,12 +675,12 @@ func TestAnEntryThatCannotBeReadIsNamedAndNotShown(t *testing.T) {
 		"a newer version":                {`{"version":` + newer + `,"secret":"` + content + `"}`, "version " + newer},
 		"a newer version of other types": {`{"version":` + newer + `,"secret":{"v":"` + content + `"},"access_token":["` + content + `"],"max_ttl":"4m"}`, "version " + newer},
 		"no version":                     {`{"secret":"` + content + `"}`, "version 0"},
-		"other types":                    {`{"version":1,"secret":{"v":"` + content + `"},"access_token":{"v":"` + content + `"}}`, "decoded"},
+		"other types":                    {`{"version":1,"secret":{"v":"` + content + `"},"value":{"v":"` + content + `"}}`, "decoded"},
 		"cut off":                        {`{"version":1,"secret":"` + content, "decoded"},
 		"garbage":                        {content, "decoded"},
 		"nothing":                        {``, "decoded"},
 	} {
-		for _, key := range []string{"config/demo", "token/demo"} {
+		for _, key := range []string{"config/demo", historyKey(account1Config())} {
 			t.Run(name+" at "+key, func(t *testing.T) {
 				inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 					m.write("demo", nil)
@@ -738,10 +738,10 @@ func TestEachSecretIsInOneEntryOnly(t *testing.T) {
 				for _, where := range []struct{ prefix, secret string }{
 					{"config/", testSecret},
 					{"config/", password},
-					{"token/", m.sim.Current(testAppID)},
-					{"token/", m.sim.Current(otherAppID)},
-					{"ticket/", m.sim.CurrentTicket(testAppID, "jsapi")},
-					{"ticket/", m.sim.CurrentTicket(otherAppID, "jsapi")},
+					{"held/wechat/token/", m.sim.Current(testAppID)},
+					{"held/wechat/token/", m.sim.Current(otherAppID)},
+					{"held/wechat/jsapi/", m.sim.CurrentTicket(testAppID, "jsapi")},
+					{"held/wechat/jsapi/", m.sim.CurrentTicket(otherAppID, "jsapi")},
 				} {
 					if where.secret == "" {
 						continue
@@ -768,8 +768,8 @@ func TestEachSecretIsInOneEntryOnly(t *testing.T) {
 		m.signs("team/a")
 		stored := m.snapshot()
 		require.Contains(t, stored["config/team/a"], testSecret)
-		require.Contains(t, stored["token/team/a"], m.sim.Current(testAppID))
-		require.Contains(t, stored["ticket/jsapi/team/a"], m.sim.CurrentTicket(testAppID, "jsapi"))
+		require.Contains(t, stored[m.tokenKey("team/a")], m.sim.Current(testAppID))
+		require.Contains(t, stored[ticketKey(jsapiTicket, account1Config())], m.sim.CurrentTicket(testAppID, "jsapi"))
 		require.Contains(t, stored["config/team/b"], password)
 		m.ok(logical.DeleteOperation, "config/team/a", nil)
 		require.NoError(t, look("", ""))

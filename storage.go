@@ -15,15 +15,16 @@ import (
 
 // The areas of storage. What is in which is told where its type is.
 const (
-	configPrefix   = "config/"
-	tokenPrefix    = "token/"
-	ticketPrefix   = "ticket/"
-	rotationPrefix = "rotation/"
+	configPrefix = "config/"
+	heldPrefix   = "held/"
 )
 
-// statusPrefix is where the health of an account is read: a path, not an area of
-// storage.
-const statusPrefix = "status/"
+// Paths that are told of outside of their own files.
+const (
+	tokenPrefix  = "token/"
+	ticketPrefix = "ticket/"
+	statusPrefix = "status/"
+)
 
 // schemaVersion is written into every storage entry, so that a later version can
 // tell what it reads.
@@ -77,11 +78,14 @@ const storageTimeout = 30 * time.Second
 // again changes nothing.
 var errUnreadable = errors.New("is unreadable")
 
+// otherVersion is the way out where another version of the plugin has written the entry.
+const otherVersion = "run the version of the plugin that wrote it, or "
+
 // unreadable is an errUnreadable of the entry at key that names the way out. The decoder's
 // errors are not in it: they could quote the entry.
 func unreadable(key, why, instead string) error {
 	remedy := "delete the account and write it anew"
-	if strings.HasPrefix(key, rotationPrefix) {
+	if strings.HasPrefix(key, heldPrefix) {
 		remedy = "delete every account with this appid and write them anew"
 	}
 	return fmt.Errorf("the storage entry %s %w: %s; %s%s", key, errUnreadable, why, instead, remedy)
@@ -100,7 +104,7 @@ func readEntry(ctx context.Context, s logical.Storage, key string, v any) (bool,
 	err = json.Unmarshal(entry.Value, &header)
 	if err == nil && header.Version != schemaVersion {
 		why := fmt.Sprintf("it has schema version %d, and this version of the plugin reads %d", header.Version, schemaVersion)
-		return false, unreadable(key, why, "run the version of the plugin that wrote it, or ")
+		return false, unreadable(key, why, otherVersion)
 	}
 	if err == nil {
 		err = json.Unmarshal(entry.Value, v)
@@ -149,25 +153,13 @@ func asProblem(err error) *problem {
 }
 
 const (
-	// walChange is the kind of the entries of the write-ahead log that guard a change
-	// of an account that takes several writes: its creation, its becoming another
-	// account, and its deletion.
+	// walChange is the kind of the entries of the write-ahead log that guard a change of
+	// several writes: an account leaves the record of its token.
 	walChange = "change"
 
-	// walRevocation is the kind of the entries in which builds before this one kept a
-	// leak response, see olderLeak.
-	walRevocation = "revocation"
-
-	// walForced is the kind of the entries that guard a forced call, see guard.
-	walForced = "forced"
+	// walGuard is the kind of the entries that guard a forced call, see guard.
+	walGuard = "guard"
 )
-
-// change is the data of a walChange entry. It names only the account: what is
-// to be done follows from what is in storage at the time, so an entry that is
-// stale, or is rolled back twice, does no harm.
-type change struct {
-	Name string `json:"name"`
-}
 
 // decodeWAL brings the data of an entry, which Vault hands over as a map, into
 // its type.

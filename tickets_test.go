@@ -2,6 +2,7 @@ package wechat
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/kept"
 	"github.com/vault-wechat/vault-plugin-secrets-wechat/internal/wechatsim"
 )
 
@@ -67,9 +69,9 @@ func (m *mount) ticketStatus(name string) map[string]any {
 }
 
 // storedTicket is the stored jsapi ticket, nil if there is none.
-func (m *mount) storedTicket(name string) *ticket {
+func (m *mount) storedTicket(name string) *record {
 	m.t.Helper()
-	t, err := readTicket(m.t.Context(), m.storage, jsapiTicket, name)
+	t, err := readRecord(m.t.Context(), m.storage, ticketKey(jsapiTicket, m.keeper.known(name).cfg))
 	require.NoError(m.t, err)
 	return t
 }
@@ -87,7 +89,7 @@ func TestTheFirstSignatureFetchesATicketAndTheNextNothing(t *testing.T) {
 		require.Empty(t, first.Warnings)
 		require.Equal(t, 1, m.ticketCalls())
 		require.Equal(t, 1, m.calls(), "with the token that is there")
-		require.Equal(t, []string{"config/demo", "ticket/jsapi/demo", "token/demo"}, m.stored())
+		require.Equal(t, []string{"config/demo", ticketKey(jsapiTicket, account1Config()), historyKey(account1Config())}, m.stored())
 
 		ops := m.storage.count()
 		for range 100 {
@@ -161,14 +163,14 @@ func TestATicketThatIsUsedAgainBeforeItIsOldIsComparedOn(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		m.signs("demo")
-		slot := m.keeper.lookup("demo").tickets[jsapiTicket].Load()
-		for !slot.state.Load().asleep {
+		h := m.keeper.known("demo").holder.derived[jsapiTicket].Load()
+		for !h.wake(moment()).IsZero() {
 			time.Sleep(time.Second)
 			synctest.Wait()
 		}
 		calls := m.ticketCalls()
 		m.signs("demo")
-		require.False(t, slot.state.Load().asleep)
+		require.False(t, h.wake(moment()).IsZero())
 		time.Sleep(ticketInterval)
 		synctest.Wait()
 		require.Greater(t, m.ticketCalls(), calls)
@@ -206,7 +208,7 @@ func TestAReplacedTicketIsNoticed(t *testing.T) {
 		second := m.ticketOf("demo", "jsapi")
 		require.Equal(t, replaced, second["ticket"])
 		require.NotEqual(t, first["last_vault_rotation"], second["last_vault_rotation"])
-		require.Equal(t, replaced, m.storedTicket("demo").Ticket)
+		require.Equal(t, replaced, m.storedTicket("demo").Value)
 	})
 }
 
@@ -238,13 +240,6 @@ func TestLastVaultRotationChangesIfAndOnlyIfTheTicketDoes(t *testing.T) {
 		}
 		require.Greater(t, len(rotations), 10)
 	})
-}
-
-func TestTwoTicketsOfOneMomentHaveDifferentTimes(t *testing.T) {
-	at := time.Now()
-	old := ticketFrom("old", at, "account", nil)
-	require.True(t, ticketFrom("new", at, "account", old).RotatedAt.After(old.RotatedAt))
-	require.Equal(t, old.RotatedAt, ticketFrom("old", at.Add(time.Hour), "account", old).RotatedAt)
 }
 
 func TestATicketIsUsedForTwoHoursAfterItsLastConfirmation(t *testing.T) {
@@ -326,7 +321,7 @@ func TestAStormOfPageViewsIsNotAStormOfCalls(t *testing.T) {
 	}
 }
 
-func TestATicketThatNobodyAsksForAnyMoreIsNotTriedForEver(t *testing.T) {
+func TestATicketThatIsNotReadAnyMoreIsNotTriedForEver(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		m.sim.Inject(ticketFault(wechatsim.Fault{Kind: "errcode", Errcode: 48004}))
@@ -400,22 +395,24 @@ func TestATicketOutlivesTheToken(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		m.read("demo")
-		time.Sleep(backgroundLag)
+		time.Sleep(kept.RetryTTL)
 		require.Empty(t, m.signs("demo").Warnings)
 	})
 }
 
 func TestWithoutATokenATicketIsRefusedForTheTokensReason(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", map[string]any{"verify": false})
+		m.write("demo", nil)
 		m.sim.Inject(wechatsim.Fault{Kind: "errcode", Errcode: 40164, Errmsg: "invalid ip 203.0.113.9, not in whitelist"})
+		time.Sleep(maxLifetime)
+		calls := m.calls()
 		for range 60 {
 			status, text := m.notSigned("demo")
 			require.Equal(t, http.StatusBadRequest, status)
 			require.Contains(t, text, "203.0.113.9")
 			time.Sleep(time.Second)
 		}
-		require.LessOrEqual(t, m.calls(), 3)
+		require.LessOrEqual(t, m.calls()-calls, 3)
 		require.Zero(t, m.ticketCalls())
 		require.Equal(t, "failing", m.ticketStatus("demo")["state"])
 		m.sim.ClearFaults()
@@ -444,15 +441,15 @@ func TestARestartKnowsTheTicketAndAboutWhenItWasConfirmed(t *testing.T) {
 			time.Sleep(time.Minute)
 			synctest.Wait()
 			m.signs("demo")
-			behind := time.Since(m.storedTicket("demo").ConfirmedAt)
-			require.LessOrEqual(t, behind, ticketStoreInterval+2*ticketInterval, "what a restart knows")
+			behind := time.Since(m.storedTicket("demo").Timed)
+			require.LessOrEqual(t, behind, kept.StoreEvery+2*ticketInterval, "what a restart knows")
 		}
 		require.LessOrEqual(t, puts, 10, "a comparison is not a write")
 
 		// WeChat is down and the plugin restarts: the ticket is used on.
 		m.sim.Inject(ticketFault(wechatsim.Fault{Kind: "reset"}))
 		m.reopen()
-		begin := m.storedTicket("demo").ConfirmedAt
+		begin := m.storedTicket("demo").Timed
 		for time.Since(begin) < ticketGrace-time.Minute {
 			m.signs("demo")
 			time.Sleep(30 * time.Second)
@@ -471,7 +468,7 @@ func TestDeletingAnAccountDeletesItsTickets(t *testing.T) {
 		m.ticketOf("team/a", "wx_card")
 		m.signs("team/ab")
 		m.ok(logical.DeleteOperation, "config/team/a", nil)
-		require.Equal(t, []string{"config/team/ab", "ticket/jsapi/team/ab", "token/team/ab"}, m.stored())
+		require.Equal(t, []string{"config/team/ab", ticketKey(jsapiTicket, account1Config()), historyKey(account1Config()), ticketKey(cardTicket, account1Config())}, m.stored(), "another name has them too")
 		status, text := m.notSigned("team/a")
 		require.Equal(t, http.StatusBadRequest, status)
 		require.Contains(t, text, "config/team/a")
@@ -504,7 +501,7 @@ func TestATicketThatArrivesAfterItsAccountIsGoneIsNotKept(t *testing.T) {
 				require.Empty(t, m.sim.CallsOf(wechatsim.APITicket, otherAppID))
 				require.Equal(t, 1, m.ticketCalls())
 				for _, key := range m.stored() {
-					require.False(t, strings.HasPrefix(key, ticketPrefix), key)
+					require.False(t, strings.HasPrefix(key, heldPrefix) && !strings.HasPrefix(key, tokenRecords), key)
 				}
 			})
 		})
@@ -521,17 +518,17 @@ func TestATicketOfAnotherAccountIsNeverUsed(t *testing.T) {
 				m.sim.SetAccount(otherAppID, wechatsim.Account{Secret: testSecret})
 				m.write("demo", nil)
 				m.signs("demo")
+				left := m.storedTicket("demo")
 				// Storage keeps the ticket although it was to be removed.
 				m.storage.failing(func(op, key string) error {
-					if op != "put" && strings.HasPrefix(key, ticketPrefix) {
+					if op != "put" && key == ticketKey(jsapiTicket, account1Config()) {
 						return errStorage
 					}
 					return nil
 				})
 				m.update("demo", changed)
 				m.storage.failing(nil)
-				left := m.storedTicket("demo")
-				require.NotNil(t, left)
+				require.Contains(t, m.stored(), ticketKey(jsapiTicket, account1Config()))
 				for _, restart := range []bool{false, true} {
 					if restart {
 						m.reopen()
@@ -540,11 +537,10 @@ func TestATicketOfAnotherAccountIsNeverUsed(t *testing.T) {
 					m.notSigned("demo")
 				}
 				m.rollback()
-				if kept := m.storedTicket("demo"); kept != nil {
-					require.NotEqual(t, left.AccountID, kept.AccountID, "Vault's tick removes what was left")
-				}
+				require.NotContains(t, m.stored(), ticketKey(jsapiTicket, account1Config()), "Vault's tick removes what was left")
 				m.signs("demo")
-				require.NotEqual(t, left.AccountID, m.storedTicket("demo").AccountID)
+				require.NotNil(t, left)
+				require.NotNil(t, m.storedTicket("demo"), "its own")
 			})
 		})
 	}
@@ -581,7 +577,7 @@ func TestAFailingStorageLosesNoTicket(t *testing.T) {
 		require.Equal(t, "degraded", got["state"])
 		require.Equal(t, "storage", got["last_error"].(map[string]any)["class"])
 		require.Nil(t, m.storedTicket("demo"))
-		require.Equal(t, 1, strings.Count(m.logs.String(), "a ticket cannot be stored"))
+		require.Equal(t, 1, strings.Count(m.logs.String(), "cannot be stored: it is served from memory"))
 
 		m.storage.failing(nil)
 		time.Sleep(time.Minute)
@@ -607,24 +603,6 @@ func TestAStorageThatCannotBeReadLosesNoTicket(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		require.Empty(t, m.signs("demo").Warnings)
-	})
-}
-
-func TestATicketIsStoredThoughSomebodyIsBusyWithTheAccount(t *testing.T) {
-	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("demo", nil)
-		m.read("demo")
-		a, err := m.keeper.acquire(t.Context(), "demo")
-		require.NoError(t, err)
-		begin := time.Now()
-		m.signs("demo")
-		require.Zero(t, time.Since(begin), "no request waits for the account")
-		require.Nil(t, m.storedTicket("demo"))
-		m.keeper.release(a)
-		time.Sleep(2 * time.Second)
-		synctest.Wait()
-		require.NotNil(t, m.storedTicket("demo"))
-		require.Equal(t, 1, m.ticketCalls())
 	})
 }
 
@@ -741,12 +719,13 @@ func TestAnotherNodesTicketIsSeen(t *testing.T) {
 		m.write("demo", nil)
 		m.signs("demo")
 		other := *m.storedTicket("demo")
-		other.Ticket = m.sim.ReplaceTicket(testAppID, "jsapi")
-		require.NoError(t, writeEntry(t.Context(), m.storage, "ticket/jsapi/demo", &other))
-		m.InvalidateKey(t.Context(), "ticket/jsapi/demo")
-		require.Equal(t, other.Ticket, m.ticketOf("demo", "jsapi")["ticket"])
+		other.Value = m.sim.ReplaceTicket(testAppID, "jsapi")
+		key := ticketKey(jsapiTicket, account1Config())
+		require.NoError(t, writeEntry(t.Context(), m.storage, key, &other))
+		m.InvalidateKey(t.Context(), key)
+		require.Equal(t, other.Value, m.ticketOf("demo", "jsapi")["ticket"])
 		require.Equal(t, 1, m.ticketCalls())
-		m.InvalidateKey(t.Context(), "ticket/jsapi/never-there") // and nothing happens
+		m.InvalidateKey(t.Context(), "held/wechat/jsapi/never-there") // and nothing happens
 		m.InvalidateKey(t.Context(), "ticket/of-the-future/demo")
 	})
 }
@@ -791,30 +770,28 @@ func TestATicketOfAClockThatWasSetBackIsComparedAtOnce(t *testing.T) {
 		m.write("demo", nil)
 		m.signs("demo")
 		setBack := func(by time.Duration) { // what was remembered is then of later times
-			slot := m.keeper.lookup("demo").tickets[jsapiTicket].Load()
-			ts, later := *slot.state.Load(), *slot.state.Load().ticket
-			later.ConfirmedAt = later.ConfirmedAt.Add(by)
-			ts.ticket = &later
-			slot.state.Store(&ts)
+			h := m.keeper.known("demo").holder.derived[jsapiTicket].Load()
+			later := *h.state.Load()
+			later.Timed, later.Due, later.End = later.Timed.Add(by), later.Due.Add(by), later.End.Add(by)
+			h.state.Store(&later)
+			setClock(t, time.Hour) // which is set back now
+			wallClock()
+			setClock(t, 0)
 		}
 		setBack(30 * time.Minute)
 		m.signs("demo")
 		require.Equal(t, 2, m.ticketCalls())
-		m.sim.Inject(ticketFault(wechatsim.Fault{Kind: "reset"}))
-		setBack(3 * time.Hour)
-		_, err := m.asked("demo")
-		require.Error(t, err, "how long ago WeChat confirmed it is not known")
 	})
 }
 
 func TestATicketThatCannotBeReadIsNamedAndNotShown(t *testing.T) {
 	const content = "c0ntent-that-must-not-be-seen"
-	for _, value := range []string{content, `{"version":2,"ticket":"` + content + `"}`, `{"version":1,"ticket":{"v":"` + content + `"}}`} {
+	for _, value := range []string{content, `{"version":2,"ticket":"` + content + `"}`, `{"version":1,"value":{"v":"` + content + `"}}`} {
 		inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 			m.write("demo", nil)
-			require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{Key: "ticket/jsapi/demo", Value: []byte(value)}))
+			require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{Key: ticketKey(jsapiTicket, account1Config()), Value: []byte(value)}))
 			resp, err := m.asked("demo")
-			require.ErrorContains(t, err, "ticket/jsapi/demo")
+			require.ErrorContains(t, err, ticketKey(jsapiTicket, account1Config()))
 			require.NotContains(t, shown(t, resp, err), content)
 			require.NotContains(t, m.logs.String(), content)
 			m.read("demo")
@@ -915,11 +892,16 @@ func TestTicketsThatHangDelayNoneThatIsWell(t *testing.T) {
 func TestATicketIsAskedForByTheWayOfTheConfiguration(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", map[string]any{"base_url": "https://127.0.0.1:443", "verify": false})
+		cfg := m.keeper.known("demo").cfg
+		r := &record{Version: schemaVersion}
+		r.admit("demo", cfg)
+		require.NoError(t, writeEntry(t.Context(), m.storage, historyKey(cfg), r))
+		m.reopen()
 		m.notSigned("demo")
-		ticket := func() *accountTicket { return m.keeper.lookup("demo").tickets[jsapiTicket].Load() }
-		require.Equal(t, "127.0.0.1:443", ticket().key().Way)
+		ticket := func() *holder { return m.keeper.known("demo").holder.derived[jsapiTicket].Load() }
+		require.Equal(t, "127.0.0.1:443", ticket().wakeKey().Way)
 		m.update("demo", map[string]any{"secret": testSecret, "proxy_url": "http://proxy.example.com:3128", "verify": false})
-		require.Equal(t, "127.0.0.1:443 by proxy.example.com:3128", ticket().key().Way)
+		require.Equal(t, "127.0.0.1:443 by proxy.example.com:3128", ticket().wakeKey().Way)
 	})
 }
 
@@ -927,7 +909,8 @@ func TestClearingTheQuotaEndsATicketsWait(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
 		m.write("demo", nil)
 		m.write("twin", nil)
-		m.sim.Inject(ticketFault(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Times: 2}))
+		time.Sleep(time.Second)
+		m.sim.Inject(ticketFault(wechatsim.Fault{Kind: "errcode", Errcode: 45009, Times: 1}))
 		for _, name := range []string{"demo", "twin"} {
 			status, _ := m.notSigned(name)
 			require.Equal(t, http.StatusTooManyRequests, status)
@@ -940,5 +923,126 @@ func TestClearingTheQuotaEndsATicketsWait(t *testing.T) {
 		m.refused(logical.ReadOperation, "ticket/demo", map[string]any{"type": "wx_card"})
 		time.Sleep(time.Second)
 		require.Equal(t, "failing", m.statusOf("demo")["tickets"].(map[string]any)["wx_card"].(map[string]any)["state"], "another wait goes on")
+	})
+}
+
+func TestANameThatWasNeverAcceptedDelaysNoTicket(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("victim", nil)
+		m.write("team-e/x", map[string]any{"verify": false, "secret": "not-the-secret-0123456789", "request_timeout": "30s"})
+		m.sim.Inject(wechatsim.Fault{Kind: "hang"}) // the call of x
+		done := make(chan struct{})
+		go func() { defer close(done); _, _ = m.asked("team-e/x") }()
+		time.Sleep(time.Second)
+		begin := time.Now()
+		resp, err := m.asked("victim")
+		t.Logf("took %s: %v %v", time.Since(begin), resp, err)
+		if err != nil || time.Since(begin) > time.Second {
+			t.Error("the victim's signature waits for one that was never accepted")
+		}
+		<-done
+	})
+}
+
+func TestANameThatWasNeverAcceptedSeesNoTickets(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("victim", nil)
+		m.signs("victim")
+		m.write("team-e/x", map[string]any{"verify": false, "secret": "not-the-secret-0123456789"})
+		require.Nil(t, m.statusOf("team-e/x")["tickets"])
+	})
+}
+
+func TestANameThatWasNeverAcceptedKeepsNoTicketInUse(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("victim", nil)
+		m.signs("victim")
+		m.write("team-e/x", map[string]any{"verify": false, "secret": "not-the-secret-0123456789"})
+		time.Sleep(3 * time.Hour)
+		before := m.ticketCalls()
+		for range 60 {
+			_, _ = m.asked("team-e/x")
+			time.Sleep(time.Minute)
+		}
+		require.Equal(t, before, m.ticketCalls())
+	})
+}
+
+func TestALeakResponseThatMovesIsNotTheTickets(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("demo", nil)
+		m.ok(logical.UpdateOperation, "rotate/demo", map[string]any{"revoke": true})
+		m.ok(logical.UpdateOperation, "config/demo", moveTo2(nil))
+		m.ok(logical.ReadOperation, "ticket/demo", nil)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		m.ok(logical.ReadOperation, "ticket/demo", nil)
+		require.Nil(t, m.storedTicket("demo").Leak)
+	})
+}
+
+func TestTheBackgroundTriesNoCredentialsForATicketThatWereNeverUsed(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("victim", nil)
+		m.write("team-e/x", map[string]any{"verify": false, "secret": "not-the-secret-0123456789"})
+		m.reopen()
+		time.Sleep(5 * time.Second)
+		m.signs("victim")
+		calls := m.calls()
+		time.Sleep(30 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, calls, m.calls(), "team-e/x was never read, and the token of victim is not due")
+	})
+}
+
+func TestAFailingTicketHasNoUntriedCredentialsTried(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("victim", nil)
+		m.write("team-e/x", map[string]any{"verify": false, "secret": "not-the-secret-0123456789"})
+		m.signs("victim")
+		calls := m.calls()
+		m.sim.Inject(ticketFault(wechatsim.Fault{Kind: "status", Status: 503, Times: 1}))
+		time.Sleep(30 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, calls, m.calls())
+		require.Equal(t, "pending", m.statusOf("team-e/x")["state"])
+	})
+}
+
+func TestSignaturesWaitForNoUntriedCredentials(t *testing.T) {
+	for _, strangers := range []int{0, 40} {
+		t.Run(fmt.Sprint(strangers), func(t *testing.T) {
+			inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+				m.write("victim", nil)
+				for i := range strangers {
+					m.write(fmt.Sprintf("team-e/%02d", i), map[string]any{"verify": false, "secret": "not-the-secret-0123456789"})
+				}
+				m.reopen()
+				time.Sleep(5 * time.Second)
+				m.signs("victim")
+				m.sim.SetLatency(4 * time.Second)
+				var worst time.Duration
+				for range 20 * 60 {
+					begin := time.Now()
+					m.signs("victim")
+					worst = max(worst, time.Since(begin))
+					time.Sleep(time.Second)
+				}
+				require.Zero(t, worst)
+			})
+		})
+	}
+}
+
+func TestATicketsRecordNamesNoAccount(t *testing.T) {
+	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
+		m.write("x", nil)
+		m.write("y", nil)
+		m.signs("x")
+		m.ok(logical.DeleteOperation, "config/x", nil)
+		m.signs("y")
+		time.Sleep(time.Hour)
+		m.signs("y")
+		require.Empty(t, m.storedTicket("y").Names)
 	})
 }

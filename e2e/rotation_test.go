@@ -192,21 +192,26 @@ func TestTimeToWaitIsLongEnoughHoweverLongTheCallTook(t *testing.T) {
 	e.sawForced(t, account, 2, 2)
 }
 
-// seedRotations puts a history of forced refreshes into the mount's storage, as
-// if they had been made at these times.
+// seedRotations puts forced refreshes into the record of the account's token in the mount's
+// storage, as if they had been made at these times.
 func (e *engine) seedRotations(t *testing.T, account fields, at []time.Time) {
 	t.Helper()
 	mounts, err := e.vault.Sys().ListMounts()
 	must(t, err)
-	var epochs []int
-	for i := range at {
-		epochs = append(epochs, i+1)
-	}
-	history, err := json.Marshal(fields{"version": 1, "epoch": 0, "forced": at, "epochs": epochs})
-	must(t, err)
-	folder := "sys/raw/logical/" + mounts[e.path+"/"].UUID + "/rotation/" + account["appid"].(string)
 	sum := sha256.Sum256([]byte(e.url + "\x00"))
-	_, err = e.vault.Logical().Write(folder+"/"+hex.EncodeToString(sum[:16]), fields{"value": string(history)})
+	key := "sys/raw/logical/" + mounts[e.path+"/"].UUID + "/held/wechat/token/" + account["appid"].(string) + "/" + hex.EncodeToString(sum[:16])
+	entry, err := e.vault.Logical().Read(key)
+	must(t, err)
+	var record fields
+	must(t, json.Unmarshal([]byte(entry.Data["value"].(string)), &record))
+	var forced []fields
+	for i, at := range at {
+		forced = append(forced, fields{"at": at, "fence": i + 1})
+	}
+	record["forced"] = forced
+	value, err := json.Marshal(record)
+	must(t, err)
+	_, err = e.vault.Logical().Write(key, fields{"value": string(value)})
 	must(t, err)
 	_, err = e.vault.Sys().ReloadPlugin(&api.ReloadPluginInput{Mounts: []string{e.path + "/"}})
 	must(t, err)

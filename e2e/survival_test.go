@@ -151,7 +151,7 @@ func (e *engine) announced(t *testing.T) []string {
 		if entry == nil {
 			continue // withdrawn meanwhile
 		}
-		if value, _ := entry.Data["value"].(string); !strings.Contains(value, `"type":"forced"`) {
+		if value, _ := entry.Data["value"].(string); !strings.Contains(value, `"type":"guard"`) {
 			all = append(all, id)
 		}
 	}

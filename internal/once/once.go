@@ -17,7 +17,7 @@ type Group[K comparable, V any] struct {
 	most     int
 
 	mu    sync.Mutex
-	calls map[K]*call[V] // in the air, or remembered
+	calls map[K]*call[V] // in progress, or remembered
 }
 
 type call[V any] struct {

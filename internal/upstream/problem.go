@@ -35,9 +35,9 @@ type Problem struct {
 	// Local is set for the caller's own limits: no call was made.
 	Local bool
 
-	// Asked and Next are set in an answer from memory: when the last call was made, and
+	// AskedAt and NextAt are set in an answer from memory: when the last call was made, and
 	// when the next one is.
-	Asked, Next time.Time
+	AskedAt, NextAt time.Time
 }
 
 // ProblemOf returns the problem that err is, or nil.
@@ -56,7 +56,7 @@ func NoEffect(err error) bool {
 // believe that what was just mended did not help.
 func (p *Problem) Remembered(asked, next time.Time) *Problem {
 	told := *p
-	told.Asked, told.Next = asked, next
+	told.AskedAt, told.NextAt = asked, next
 	return &told
 }
 
@@ -111,14 +111,14 @@ func (p *Problem) words(forOperator bool) string {
 // ending is what follows the message: of an answer from memory the times, and the advice.
 func (p *Problem) ending() string {
 	advice := "; what to do: " + p.Advice
-	if p.Asked.IsZero() {
+	if p.AskedAt.IsZero() {
 		return advice
 	}
 	times := "; WeChat was last asked at %s, and is asked next at %s"
 	if p.Class == ClassStorage {
 		times = "; it was last tried at %s, and is tried next at %s"
 	}
-	return fmt.Sprintf(times, p.Asked.UTC().Format(time.RFC3339), p.Next.UTC().Format(time.RFC3339)) + advice
+	return fmt.Sprintf(times, p.AskedAt.UTC().Format(time.RFC3339), p.NextAt.UTC().Format(time.RFC3339)) + advice
 }
 
 // LogFields is what the server log tells of the problem, as key-value pairs: all of it.

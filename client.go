@@ -35,15 +35,10 @@ func (e endpoint) request(r upstream.Request) upstream.Request {
 	return r
 }
 
-// call makes one call for the account.
-func call[T any](ctx context.Context, c *client, e endpoint, r upstream.Request, parse func(upstream.Envelope) (T, *problem)) (T, error) {
-	return upstream.Call(ctx, &c.Client, e.Endpoint, e.request(r), parse)
-}
-
 // stableToken asks WeChat for the account's token. A forced call kills the
 // previous token.
 func stableToken(ctx context.Context, c *client, e endpoint, in input) (kept.Grant, error) {
-	return granted(ctx, c, e, upstream.Request{
+	return upstream.Call(ctx, &c.Client, e.Endpoint, e.request(upstream.Request{
 		API: apiStableToken, Path: "/cgi-bin/stable_token",
 		Body: map[string]any{
 			"grant_type":    "client_credential",
@@ -51,41 +46,42 @@ func stableToken(ctx context.Context, c *client, e endpoint, in input) (kept.Gra
 			"secret":        e.secret,
 			"force_refresh": in.force,
 		},
-	}, parseToken)
+	}), grantedFrom(moment(), parseToken))
 }
 
-// granted makes a call that brings a credential, and notes when.
-func granted(ctx context.Context, c *client, e endpoint, r upstream.Request, parse func(upstream.Envelope) (kept.Grant, *problem)) (kept.Grant, error) {
-	asked := moment()
-	g, err := upstream.Call(ctx, &c.Client, e.Endpoint, e.request(r), parse)
-	if err != nil {
-		return kept.Grant{}, err
+// grantedFrom reads the answer to a call that is sent now and brings a credential.
+func grantedFrom(now kept.Moment, parse func(upstream.Envelope) (kept.Grant, *problem)) func(upstream.Envelope) (kept.Grant, *problem) {
+	return func(fields upstream.Envelope) (kept.Grant, *problem) {
+		g, p := parse(fields)
+		if p != nil {
+			return kept.Grant{}, p
+		}
+		g.Asked, g.Answered = now, moment()
+		if g.End().Sub(g.Answered.Wall) < kept.MinTTL {
+			return kept.Grant{}, &problem{Rule: upstream.RuleAnswer, Detail: fmt.Sprintf("what it holds has only %s left", g.Life)}
+		}
+		return g, nil
 	}
-	g.Asked, g.Answered = asked, moment()
-	if g.End().Sub(g.Answered.Wall) < kept.MinTTL {
-		return kept.Grant{}, &problem{Rule: upstream.RuleAnswer, Detail: fmt.Sprintf("what it holds has only %s left", g.Life)}
-	}
-	return g, nil
 }
 
 // codeToSession exchanges the code of wx.login for the user's session. WeChat
 // takes a code once.
 func (c *client) codeToSession(ctx context.Context, e endpoint, code string) (*session, error) {
-	return call(ctx, c, e, upstream.Request{
+	return upstream.Call(ctx, &c.Client, e.Endpoint, e.request(upstream.Request{
 		API: apiCode2Session, Path: "/sns/jscode2session", Apart: true,
 		Query:   url.Values{"appid": {e.appID}, "secret": {e.secret}, "js_code": {code}, "grant_type": {"authorization_code"}},
 		Secrets: []string{code},
-	}, parseSession)
+	}), parseSession)
 }
 
 // userToken exchanges the code of a web login for the user's tokens. WeChat takes
 // a code once.
 func (c *client) userToken(ctx context.Context, e endpoint, code string) (*userToken, error) {
-	return call(ctx, c, e, upstream.Request{
+	return upstream.Call(ctx, &c.Client, e.Endpoint, e.request(upstream.Request{
 		API: apiOAuth2, Path: "/sns/oauth2/access_token", Apart: true,
 		Query:   url.Values{"appid": {e.appID}, "secret": {e.secret}, "code": {code}, "grant_type": {"authorization_code"}},
 		Secrets: []string{code},
-	}, parseUserToken)
+	}), parseUserToken)
 }
 
 // clearQuota sets the counters of the account's API calls back to zero. WeChat
@@ -94,27 +90,27 @@ func (c *client) userToken(ctx context.Context, e endpoint, code string) (*userT
 // where WeChat says that it saw none, nothing was done, and the query follows.
 func (c *client) clearQuota(ctx context.Context, e endpoint) error {
 	const path = "/cgi-bin/clear_quota/v2"
-	_, err := call(ctx, c, e, upstream.Request{
+	_, err := upstream.Call(ctx, &c.Client, e.Endpoint, e.request(upstream.Request{
 		API: apiClearQuota, Path: path,
 		Body: map[string]any{"appid": e.appID, "appsecret": e.secret},
-	}, parseCleared)
+	}), parseCleared)
 	if p := problemOf(err); p == nil || p.Errcode != 41002 && p.Errcode != 41004 {
 		return err
 	}
-	_, err = call(ctx, c, e, upstream.Request{
+	_, err = upstream.Call(ctx, &c.Client, e.Endpoint, e.request(upstream.Request{
 		API: apiClearQuota, Path: path,
 		Query: url.Values{"appid": {e.appID}, "appsecret": {e.secret}},
 		Body:  struct{}{},
-	}, parseCleared)
+	}), parseCleared)
 	return err
 }
 
 // ticket asks WeChat for a ticket of this kind, jsapi or wx_card, with the
 // account's token.
 func (c *client) ticket(ctx context.Context, e endpoint, accessToken, kind string) (kept.Grant, error) {
-	return granted(ctx, c, e, upstream.Request{
+	return upstream.Call(ctx, &c.Client, e.Endpoint, e.request(upstream.Request{
 		API: apiTicket, Path: "/cgi-bin/ticket/getticket",
 		Query:   url.Values{"access_token": {accessToken}, "type": {kind}},
 		Secrets: []string{accessToken},
-	}, parseTicket)
+	}), grantedFrom(moment(), parseTicket))
 }

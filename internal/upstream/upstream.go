@@ -139,10 +139,16 @@ func (c *Client) roundTrip(ctx context.Context, e Endpoint, r Request) (Envelope
 	if err != nil { // its text may hold the URL
 		return nil, unsent(errors.New("base_url is not usable"))
 	}
-	status, raw, err := receive(transport, req)
+	// Not by an http.Client: no redirect is followed, and errors do not quote the URL.
+	resp, err := transport.RoundTrip(req)
+	var raw []byte
+	if err == nil {
+		defer resp.Body.Close()
+		raw, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	}
 	switch {
 	case err == nil:
-		fields, p := r.Parse(status, raw)
+		fields, p := r.Parse(resp.StatusCode, raw)
 		if p != nil {
 			return nil, p
 		}
@@ -153,18 +159,6 @@ func (c *Client) roundTrip(ctx context.Context, e Endpoint, r Request) (Envelope
 	p := reached.problem(err, callCtx.Err() != nil, e.Timeout)
 	p.Cause = quotable(err.Error(), "", r.Secrets)
 	return nil, p
-}
-
-// receive makes the round trip on a transport itself: it follows no redirect, and its
-// errors do not quote the URL.
-func receive(transport *http.Transport, req *http.Request) (status int, raw []byte, err error) {
-	resp, err := transport.RoundTrip(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	raw, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	return resp.StatusCode, raw, err
 }
 
 // build makes the HTTP request. The values of a query are escaped, whatever they

@@ -21,13 +21,10 @@ func (f *failure) after(p *problem, begun, now kept.Moment) *failure {
 
 // by is the failure by the clock of now. f may be nil.
 func (f *failure) by(now kept.Moment) *failure {
-	if f == nil {
-		return nil
+	if f == nil || f.InEra(now) {
+		return f
 	}
-	if seen := f.By(now); seen != f.Failure {
-		return &failure{f.problem, seen}
-	}
-	return f
+	return &failure{f.problem, f.By(now)}
 }
 
 // kept is the failure as the rules of time see it.

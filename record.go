@@ -83,17 +83,14 @@ type state struct {
 	earlier [][sha256.Size]byte // digests of the values before, the latest first
 }
 
-// at is the state by the clock of now. st may be nil.
+// at is the state by the clock of now. st may be nil. Every read passes here, so a state that
+// stays as it is is not copied.
 func (st *state) at(now kept.Moment) *state {
-	if st == nil {
-		return nil
-	}
-	checked := st.At(now)
-	if checked == st.State {
+	if st == nil || st.InEra(now) {
 		return st
 	}
 	next := *st
-	next.State = checked
+	next.State = st.At(now)
 	return &next
 }
 

@@ -34,9 +34,13 @@ func (f *Failure) After(begun time.Time, now Moment, same bool, wait func(run in
 	return next
 }
 
+// InEra reports whether the clock was not set back since the failure was noted: then By is the
+// failure itself.
+func (f *Failure) InEra(now Moment) bool { return f.era == now.Era }
+
 // By is the failure by the clock of now: one that was noted in another era delays nothing.
 func (f Failure) By(now Moment) Failure {
-	if f.era == now.Era {
+	if f.InEra(now) {
 		return f
 	}
 	longAgo := now.Wall.Add(-RetryTTL)

@@ -180,11 +180,15 @@ func Loaded(c Credential, p Policy, now Moment, jitter float64) State {
 	return s
 }
 
+// InEra reports whether the clock was not set back since the state was noted: then At is the
+// state itself.
+func (s *State) InEra(now Moment) bool { return s.era == now.Era }
+
 // At is the state by the clock of now: one of another era is due at once. The caller keeps
 // it before it asks the issuer. With the state of before, each later At would be due anew,
 // and an attempt that failed in between would delay none.
 func (s State) At(now Moment) State {
-	if s.era == now.Era {
+	if s.InEra(now) {
 		return s
 	}
 	s.era = now.Era

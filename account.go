@@ -129,7 +129,7 @@ func (a *account) try(ctx context.Context, s logical.Storage) (g kept.Grant, bef
 		a.metrics.refreshes["failed"].Inc()
 		return g, before, a.failed(a.holder, err, begun)
 	}
-	a.holder.hear(g)
+	a.holder.hear(a, g)
 	return g, before, nil
 }
 

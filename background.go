@@ -135,7 +135,7 @@ func (k *keeper) sweep(ctx context.Context, s logical.Storage) error {
 		return errors.Join(append(errs, errors.New("not every account is loaded, so whose they are is not known"))...)
 	}
 	errs = append(errs, k.removeOlder(ctx, s))
-	return errors.Join(append(errs, k.tidyAll(ctx, s, func(h *holder, _ *state) bool { return len(*h.present.Load()) == 0 }))...)
+	return errors.Join(append(errs, k.tidyAll(ctx, s, ""))...)
 }
 
 // storeOwed stores the records that were put together from more than one entry at the start.
@@ -180,9 +180,7 @@ func (k *keeper) settle(ctx context.Context, s logical.Storage, g *guard) error 
 	if len(st.Names) == 0 && st.stored != nil {
 		return nil // nothing was put back, and there is no token to guard
 	}
-	owed := *st
-	owed.stored = nil
-	h.keep(ctx, s, &owed)
+	h.storeAgain(ctx, s, st)
 	if f := h.state.Load().unstored; f != nil {
 		return f.problem
 	}

@@ -115,7 +115,7 @@ func (d *door) configureOther(ctx context.Context, s logical.Storage, old *accou
 		if g, err = next.trial(); err != nil {
 			return nil, err
 		}
-		h.hear(g) // for the names that share the token, even if this write fails
+		h.hear(next, g) // for the names that share the token, even if this write fails
 	}
 	leave, err := d.announceLeaving(ctx, s, old, next)
 	if err != nil {
@@ -260,7 +260,7 @@ func (k *keeper) delete(ctx context.Context, s logical.Storage, name string) err
 	d.unsure.Store(false)
 	_, err = leave(ctx)
 	if a == nil { // its configuration could not be read, so what it had is looked for
-		err = k.tidyAll(ctx, s, func(_ *holder, st *state) bool { return st.Names[name].ID != "" })
+		err = k.tidyAll(ctx, s, name)
 	}
 	d.events.send(eventConfigDelete, configPrefix, name)
 	return err
@@ -314,8 +314,9 @@ func (k *keeper) reconcile(ctx context.Context, s logical.Storage, c *change) er
 	return h.reconcile(ctx, s)
 }
 
-// tidyAll is reconcile for the matching records.
-func (k *keeper) tidyAll(ctx context.Context, s logical.Storage, match func(*holder, *state) bool) error {
+// tidyAll is reconcile for the records that list a name, or, if that is "", for those without
+// an account in memory.
+func (k *keeper) tidyAll(ctx context.Context, s logical.Storage, name string) error {
 	var errs []error
 	for _, p := range platforms {
 		prefix := p.recordKey(tokenSlot, "")
@@ -323,10 +324,10 @@ func (k *keeper) tidyAll(ctx context.Context, s logical.Storage, match func(*hol
 		errs = append(errs, err)
 		for _, key := range keys {
 			h := k.holderAt(p, storedName(key))
-			if !h.tryAcquire() {
+			if name == "" && len(*h.present.Load()) > 0 || !h.tryAcquire() {
 				continue
 			}
-			if st, err := h.load(ctx, s); err == nil && match(h, st) {
+			if st, err := h.load(ctx, s); err == nil && (name == "" || st.Names[name].ID != "") {
 				errs = append(errs, h.reconcile(ctx, s))
 			}
 			h.release()

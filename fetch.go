@@ -84,7 +84,7 @@ func (h *holder) take(ctx context.Context, s logical.Storage, a *account, g kept
 		st = loaded
 	}
 	st = st.at(now)
-	h.hear(g) // readers wait for a new one, however long storage takes
+	h.hear(a, g) // readers wait for a new one, however long storage takes
 	if !h.reread {
 		st = h.lookAgain(ctx, s, st, g)
 	}

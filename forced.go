@@ -179,11 +179,10 @@ func (h *holder) announce(ctx context.Context, s logical.Storage, a *account, be
 // fence, of a call that had no effect.
 func (h *holder) rewrite(ctx context.Context, s logical.Storage, before *state, fence int64, guarded bool) {
 	next := *before
-	next.stored = nil
 	if guarded {
 		next.Void = append(slices.Clone(before.Void[max(0, len(before.Void)-h.issuer.limits.perDay+1):]), fence)
 	}
-	h.keep(ctx, s, &next)
+	h.storeAgain(ctx, s, &next)
 }
 
 // undo ends a forced call that certainly had no effect: the state of before holds again.

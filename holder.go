@@ -396,9 +396,10 @@ func (h *holder) current(now kept.Moment) *state {
 	return st
 }
 
-// hear publishes an answer before it is in the state. The caller need not hold the lock.
-func (h *holder) hear(g kept.Grant) {
-	next := &heard{g, h.policy(nil)}
+// hear publishes an answer to the account before it is in the state. The caller need not hold
+// the lock.
+func (h *holder) hear(a *account, g kept.Grant) {
+	next := &heard{g, h.issuer.policy(a.cfg)}
 	for {
 		before := h.heard.Load()
 		if before != nil && before.Asked.Steady.After(g.Asked.Steady) {

@@ -311,12 +311,6 @@ func (k *keeper) replace(d *door, a *account) {
 	}
 }
 
-// holderFor returns the holder of the token of an account of this configuration.
-func (k *keeper) holderFor(cfg *config) *holder {
-	p := platformOf(cfg)
-	return k.holderAt(p, p.identity(cfg))
-}
-
 // holderAt returns the holder of the token of this identity, which it makes if it is not in
 // memory. Vault's tick drops those to which no account has come.
 func (k *keeper) holderAt(p *platform, identity string) *holder {
@@ -365,11 +359,12 @@ func (k *keeper) forget(d *door, a *account) bool {
 	return true
 }
 
-// comingTo is holderFor for a caller that is about to bring an account. The holder is not
-// dropped before the caller calls came.
+// comingTo returns the holder of the token of an account of this configuration, which the
+// caller is about to bring. The holder is not dropped before the caller calls came.
 func (k *keeper) comingTo(cfg *config) *holder {
+	p := platformOf(cfg)
 	for {
-		h := k.holderFor(cfg)
+		h := k.holderAt(p, p.identity(cfg))
 		k.mu.Lock()
 		there := !h.gone.Load()
 		if there {

@@ -155,6 +155,14 @@ func (h *holder) keep(ctx context.Context, s logical.Storage, next *state) {
 	}
 }
 
+// storeAgain is keep where another write may have replaced the record, or may do so yet. The
+// caller holds the lock.
+func (h *holder) storeAgain(ctx context.Context, s logical.Storage, st *state) {
+	next := *st
+	next.stored = nil
+	h.keep(ctx, s, &next)
+}
+
 // store writes the record, and returns the state with what came of it. A closed mount
 // writes nothing. One that is closed during the write cannot take it back, but removes what
 // would outlive its accounts. The caller holds the lock.

@@ -894,24 +894,32 @@ func TestWhatStorageDidNotTakeSurvivesATickDuringADelete(t *testing.T) {
 	})
 }
 
+// loadedLate leaves a mount in which a and b share a token, b could not be loaded at the start,
+// and a comparison by a hangs: so many calls hang, 0 for all. The caller waits for all.
+func (m *mount) loadedLate(calls int) (all *sync.WaitGroup) {
+	m.t.Helper()
+	m.write("a", map[string]any{"request_timeout": "30s"})
+	m.write("b", nil)
+	m.close()
+	m.storage.failing(func(op, key string) error {
+		if op == "get" && key == "config/b" {
+			return errStorage
+		}
+		return nil
+	})
+	m.open()
+	m.storage.failing(nil)
+	time.Sleep(5 * time.Second)
+	m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "normal", Times: calls})
+	all = &sync.WaitGroup{}
+	all.Go(func() { _ = m.try(logical.UpdateOperation, "refresh/a", nil) })
+	time.Sleep(time.Second)
+	return all
+}
+
 func TestATokenAtHandIsReadThoughAComparisonHangs(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("a", map[string]any{"request_timeout": "30s"})
-		m.write("b", nil)
-		m.close()
-		m.storage.failing(func(op, key string) error {
-			if op == "get" && key == "config/b" {
-				return errStorage
-			}
-			return nil
-		})
-		m.open()
-		m.storage.failing(nil)
-		time.Sleep(5 * time.Second)
-		m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "normal"})
-		var all sync.WaitGroup
-		all.Go(func() { _ = m.try(logical.UpdateOperation, "refresh/a", nil) })
-		time.Sleep(time.Second)
+		all := m.loadedLate(0)
 		require.NoError(t, m.tokenOrError("a"))
 		err := m.tokenOrError("b")
 		all.Wait()
@@ -1023,22 +1031,7 @@ func TestWhatATrialShowedOutlivesADeleteThatFails(t *testing.T) {
 
 func TestStatusTellsAHealthyAccountThoughAComparisonHangs(t *testing.T) {
 	inBubble(t, wechatsim.Account{}, func(t *testing.T, m *mount) {
-		m.write("a", map[string]any{"request_timeout": "30s"})
-		m.write("b", nil)
-		m.close()
-		m.storage.failing(func(op, key string) error {
-			if op == "get" && key == "config/b" {
-				return errStorage
-			}
-			return nil
-		})
-		m.open()
-		m.storage.failing(nil)
-		time.Sleep(5 * time.Second)
-		m.sim.Inject(wechatsim.Fault{Kind: "hang", Mode: "normal", Times: 1})
-		var all sync.WaitGroup
-		all.Go(func() { _ = m.try(logical.UpdateOperation, "refresh/a", nil) })
-		time.Sleep(time.Second)
+		all := m.loadedLate(1)
 		listed := m.ok(logical.ListOperation, "status/", nil).Data["key_info"].(map[string]any)
 		all.Wait()
 		require.Equal(t, stateHealthy, listed["b"].(map[string]any)["state"])

@@ -1174,7 +1174,7 @@ func TestADeletedAccountLeavesNoRevocation(t *testing.T) {
 		m.write("new", moveTo2(nil))
 		m.ticks(5)
 		after, _ := m.forcedCalls()
-		require.Equal(t, before, after, "a forced refresh that nobody asked for")
+		require.Equal(t, before, after, "a forced refresh that was not asked for")
 	})
 }
 

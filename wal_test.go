@@ -362,10 +362,7 @@ func TestAChangeThatAClosedMountDidNotFinishIsRolledBack(t *testing.T) {
 		time.Sleep(time.Minute)
 		m.rollbackTick()
 		m.ok(logical.DeleteOperation, "config/y", nil)
-		for range 10 {
-			time.Sleep(time.Minute)
-			m.rollbackTick()
-		}
+		m.ticks(10)
 		require.NotContains(t, m.stored(), historyKey(account1Config()))
 	})
 }
@@ -380,10 +377,7 @@ func TestADeletedAccountThatCouldNotBeReadKeepsNoToken(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		m.ok(logical.DeleteOperation, "config/x", nil)
 		m.ok(logical.DeleteOperation, "config/y", nil)
-		for range 10 {
-			time.Sleep(time.Minute)
-			m.rollbackTick()
-		}
+		m.ticks(10)
 		require.NotContains(t, m.stored(), historyKey(account1Config()))
 	})
 }
